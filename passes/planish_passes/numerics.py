@@ -1,0 +1,93 @@
+"""Write a target's numerics into the program, so that the yardstick computes as the target does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from planish_passes.infra import PassResult
+from planish_passes.program import Program, op_name
+
+BY_ROLE = "int8_by_role"
+
+
+@dataclass(frozen=True)
+class RoundActivations:
+    """Inputs of quantised linears are rounded as `activations` says (see `ops.quantize_activations`).
+
+    `int8_by_role` spends a second int8 pass where one costs most accuracy, and none where the range is known:
+
+    1. a linear that makes the values of an attention, or that feeds an activation function: `int8_token_residual`;
+    2. a linear that reads a GELU: `uint8_token_after_gelu`;
+    3. any other: `int8_token_symmetric`.
+    """
+
+    activations: str
+
+    def run(self, program: Program) -> PassResult:
+        """See the class."""
+        changed = 0
+        for node in program.graph.nodes:
+            if node.op == "call_function" and op_name(node) == "planish.linear_q":
+                chosen = role(node) if self.activations == BY_ROLE else self.activations
+                node.args = (*node.args[:6], chosen)
+                changed += 1
+        program.exported.graph_module.recompile()
+        return PassResult(program, changed)
+
+
+_SHAPE_ONLY = frozenset(
+    f"aten.{n}" for n in ("reshape", "view", "transpose", "permute", "unsqueeze", "expand", "clone")
+)
+_NONLINEAR = frozenset(f"aten.{n}" for n in ("gelu", "relu", "silu", "tanh", "sigmoid", "hardswish", "elu"))
+
+
+def role(node: fx.Node) -> str:
+    """The activation format that a quantised linear deserves by its place in the graph."""
+    source = node.args[0]
+    if isinstance(source, fx.Node) and source.op == "call_function" and op_name(source) == "aten.gelu":
+        return "uint8_token_after_gelu"
+    return "int8_token_residual" if any(map(_needs_precision, _readers(node))) else "int8_token_symmetric"
+
+
+def _readers(node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """(reader, what it reads) through operators that only move data."""
+    found: list[tuple[fx.Node, fx.Node]] = []
+    for user in node.users:
+        moves = user.op == "call_function" and op_name(user) in _SHAPE_ONLY
+        found += _readers(user) if moves else [(user, node)]
+    return found
+
+
+def _needs_precision(pair: tuple[fx.Node, fx.Node]) -> bool:
+    reader, read = pair
+    if reader.op != "call_function":
+        return False
+    return op_name(reader) in _NONLINEAR or (op_name(reader) == "planish.attention" and reader.args[2] is read)
+
+
+@dataclass(frozen=True)
+class RoundWeights:
+    """Floating weights and constants are rounded to `dtype` (they stay float32 tensors with rounded values).
+
+    Values beyond the range of `dtype`, such as mask fills, become its largest finite number.
+    """
+
+    dtype: torch.dtype
+
+    def run(self, program: Program) -> PassResult:
+        """See the class."""
+        store, changed = program.weights, 0
+        limit = torch.finfo(self.dtype).max
+
+        def rounded(tensor: Tensor) -> Tensor:
+            return tensor.clamp(-limit, limit).to(self.dtype).to(tensor.dtype)
+
+        for name in program.weight_names().values():
+            spec = store.spec(name)
+            if spec.dtype.is_floating_point and spec.dtype.itemsize > self.dtype.itemsize:
+                store = store.derive(name, (name,), rounded, spec)
+                changed += 1
+        return PassResult(replace(program, weights=store), changed)

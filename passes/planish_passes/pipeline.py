@@ -1,0 +1,72 @@
+"""The whole order of passes, on one page, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from planish_passes.canonicalise import Canonicalise
+from planish_passes.expand import Expand
+from planish_passes.expected import AssertExpected
+from planish_passes.fold import FoldConstants
+from planish_passes.fuse_attention import FuseAttention
+from planish_passes.fuse_gelu import FuseGelu
+from planish_passes.infra import Pass
+from planish_passes.numerics import RoundActivations, RoundWeights
+from planish_passes.quantise import Quantise
+from planish_passes.specialise import Specialise
+from planish_passes.weights import WeightFormat
+
+
+def fuse() -> tuple[Pass, ...]:
+    """From the captured program to the float program that everything is compared with."""
+    return (
+        Canonicalise(),  # first: patterns below must not have to look through no-ops
+        FuseGelu(),  # before constants are folded into its factors
+        FuseAttention(),  # only models that bypass the attention interface have something to find
+        Canonicalise(),  # the transpose that fusion adds cancels against the model's own
+        FoldConstants(),  # tables and buffers that depend on nothing
+        AssertExpected(),  # before quantisation: a lost layer must not be reported as "nothing to quantise"
+    )
+
+
+def quantise(format: WeightFormat | None) -> tuple[Pass, ...]:
+    """From the float program to the one that every target starts from. None: weights stay floating point."""
+    if format is None:
+        return ()
+    return (
+        Quantise(format),  # after fusion, so that weights are seen where they are used
+        AssertExpected(),  # quantised forms count as what they replace
+    )
+
+
+def yardstick(weights: torch.dtype, activations: str) -> tuple[Pass, ...]:
+    """A target's numerics, written into the shared program; the result is what the artifact is compared with."""
+    order: list[Pass] = []
+    if activations != "none":
+        order.append(RoundActivations(activations))
+    if weights != torch.float32:
+        order.append(RoundWeights(weights))  # last: quantised integers are not floating point and stay
+    return tuple(order)
+
+
+def for_target(keeps: frozenset[str], sizes: Mapping[str, int] | None) -> tuple[Pass, ...]:
+    """From the yardstick to the form that a target lowers.
+
+    Args:
+        keeps: composites that the target encodes itself.
+        sizes: fixed sizes of the dynamic dimensions; None leaves them symbolic.
+    """
+    order: list[Pass] = []
+    if sizes is not None:
+        order += [
+            Specialise(sizes),
+            Canonicalise(),  # slices and expands that became no-ops
+        ]
+    order += [
+        Expand(keeps),
+        Canonicalise(),  # bodies end in contiguous and may cast
+        FoldConstants(),  # with known sizes, position tables and masks of ones fold
+    ]
+    return tuple(order)

@@ -1,0 +1,53 @@
+"""Extra outputs: see the values inside an artifact, to find where it parts from the program."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor, fx
+from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
+
+from planish_passes.program import Port, Program, finish, module_path, op_name
+
+_TAPPED = frozenset(
+    [
+        "aten.linear",
+        "aten.layer_norm",
+        "aten.embedding",
+        "aten.conv1d",
+        "aten.conv2d",
+        "aten.batch_norm",
+        "aten.gelu",
+        "aten.relu",
+        "aten.softmax",
+        "aten.matmul",
+        "aten.bmm",
+        "planish.linear_q",
+        "planish.embedding_q",
+        "planish.attention",
+        "planish.packed_attention",
+    ]
+)
+
+
+def with_taps(program: Program) -> Program:
+    """The program with every composite's value as an extra output, named after its node.
+
+    A module whose composites were expanded is tapped at its last node.
+    """
+    program = program.copy()
+    nodes = [n for n in program.graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), Tensor)]
+    last = {module_path(n): n for n in nodes}
+    chosen = [n for n in nodes if op_name(n) in _TAPPED or last[module_path(n)] is n]
+    output = program.graph.output_node()
+    returned = list(output.args[0])  # type: ignore[arg-type]
+    extra = [n for n in chosen if n not in returned and n.meta["val"].is_floating_point()]
+    output.args = ((*returned, *extra),)
+    specs = program.exported.graph_signature.output_specs
+    specs.extend(OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(n.name), None) for n in extra)
+    ports = tuple(Port(n.name, n.meta["val"].dtype, _shape(n)) for n in extra)
+    return replace(finish(program), outputs=program.outputs + ports)
+
+
+def _shape(node: fx.Node) -> tuple[int | str, ...]:
+    return tuple(s if isinstance(s, int) else str(s) for s in node.meta["val"].shape)

@@ -1,0 +1,1 @@
+"""Program to artifact: one folder per target."""

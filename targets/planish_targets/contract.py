@@ -1,0 +1,229 @@
+"""What a target is: the types that every folder in targets/ implements and the toolchain consumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from planish_passes.infra import Pass
+from planish_passes.program import Program
+from planish_passes.weights import QuantizedTensor
+
+
+class Evidence(StrEnum):
+    """How an artifact was examined. A grade is never rounded up."""
+
+    EXECUTED = "executed"  # the target's own runtime ran it
+    EMULATED = "emulated"  # a reference interpreter or a compatibility layer ran it
+    STRUCTURAL = "structural"  # checked against published rules only
+    NOT_RUN = "not-run"  # nothing could be said; the reason is given
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a target computes a recipe; the yardstick for it computes the same way.
+
+    Args:
+        weights: dtype that weights which stay float are stored in.
+        compute: dtype that the runtime rounds activations to.
+        activations: how inputs of quantised linears are rounded (`planish_passes.ops.ACTIVATIONS`).
+    """
+
+    weights: torch.dtype = torch.float32
+    compute: torch.dtype = torch.float32
+    activations: str = "none"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a target can encode.
+
+    Args:
+        keeps: composite operators that it encodes itself; all others are expanded before lowering.
+        bits: widths of quantised weights.
+        dynamic_shapes: True when batch and sequence may stay symbolic in the artifact.
+        batch: batch size when shapes are fixed.
+        sequence: default sequence length when shapes are fixed.
+        max_rank: highest tensor rank, 0 = no limit.
+    """
+
+    keeps: frozenset[str]
+    bits: frozenset[int] = frozenset({8})
+    dynamic_shapes: bool = False
+    batch: int = 1
+    sequence: int = 128
+    max_rank: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a target needs to know of a quantisation recipe.
+
+    Args:
+        name: `float`, `int8`, ...
+        bits: width of quantised weights; 0 when nothing is quantised.
+    """
+
+    name: str
+    bits: int = 0
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What lowering wrote.
+
+    Args:
+        target: name of the target.
+        folder: the folder that holds it and nothing else.
+        entry: path of the file (or package folder) that the runtime opens, relative to `folder`.
+        options: facts a runner needs (input order, precision, ...); JSON values only.
+        notes: messages for people: what was converted in an unexpected way, what to know when shipping.
+    """
+
+    target: str
+    folder: Path
+    entry: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The file or package that the runtime opens."""
+        return self.folder / self.entry
+
+    def nbytes(self) -> int:
+        """Bytes of all files in the folder."""
+        return sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A command that speaks the runner protocol (docs/runner-protocol.md).
+
+    Args:
+        command: argument vector; the input folder and the output folder are appended.
+        evidence: the grade that a successful run earns.
+        device: what ran it, for people ("ONNX Runtime CPU", "MIL interpreter").
+        compute: dtype that the runner rounds activations to, when it is finer than the target's own numerics.
+    """
+
+    command: Sequence[str]
+    evidence: Evidence
+    device: str
+    compute: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Nothing here can run the artifact; the reason is what the user reads."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One operation in the artifact and where it is expected to run.
+
+    Args:
+        node: name in the artifact.
+        op: operator type in the target's own words.
+        where: "accelerated" | "fallback" | "unknown".
+        unit: provider or delegate name ("XnnpackBackend", "DmlExecutionProvider", "CPUExecutionProvider").
+        reason: why it falls back or is unknown; empty when accelerated.
+        module: source module path, when known.
+    """
+
+    node: str
+    op: str
+    where: str
+    unit: str
+    reason: str = ""
+    module: str = ""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where every operation is expected to run, and advice that makes no promise.
+
+    Args:
+        source: what the statement rests on ("kernel table of DirectML EP 1.24.4", "delegation info").
+        nodes: one entry per operation.
+        violations: findings that make the artifact unfit for the target; a non-empty list fails the build.
+        advice: labelled hints, each with its source grade.
+    """
+
+    source: str
+    nodes: tuple[Placed, ...]
+    violations: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+    def share(self) -> float:
+        """Accelerated operations / all operations (0..1); 1.0 when there is none."""
+        return sum(n.where == "accelerated" for n in self.nodes) / len(self.nodes) if self.nodes else 1.0
+
+
+class Target(Protocol):
+    """One folder in targets/ with a module-level `TARGET` that satisfies this."""
+
+    @property
+    def name(self) -> str:
+        """What users write after --target."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line for --help."""
+        ...
+
+    @property
+    def requires(self) -> Mapping[str, str]:
+        """Distribution name -> version specifier, e.g. {"onnxruntime": ">=1.22,<2"}."""
+        ...
+
+    @property
+    def extra(self) -> str:
+        """`pip install planish[extra]` brings what is required."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can encode."""
+        ...
+
+    def numerics(self, recipe: Recipe) -> Numerics:
+        """How this target computes the recipe."""
+        ...
+
+    def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
+        """Target passes, run after the shared pipeline and before `lower`."""
+        ...
+
+    def lower(self, program: Program, into: Path, recipe: Recipe) -> Artifact:
+        """Write the artifact into the existing empty folder `into`.
+
+        Raises:
+            PlanishError: an operator or dtype has no form here; names the op, its module and the way out.
+        """
+        ...
+
+    def runner(self, artifact: Artifact) -> Runner | Unavailable:
+        """The command that runs the artifact here, best evidence first."""
+        ...
+
+    def placement(self, artifact: Artifact) -> Placement:
+        """Where each operation of the written artifact is expected to run."""
+        ...
+
+    def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:
+        """The integers and scales, read back from the written files, by program weight name (without suffix)."""
+        ...
+
+    def inspect(self, path: Path) -> Mapping[str, object] | None:
+        """Describe a bare artifact file: {"format", "ops": {type: count}, "dtypes": {dtype: bytes},
+        "inputs": [...], "outputs": [...], "bytes": n}; None when the file is not of this target's kind."""
+        ...

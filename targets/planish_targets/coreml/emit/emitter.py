@@ -1,0 +1,215 @@
+"""From one FX node to MIL operations: what every emitter needs, and the table of emitters by operator name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from planish_passes.errors import PlanishError
+from planish_passes.program import Program, module_path, op_name
+from torch import fx
+
+from planish_targets.coreml.sdk import HALF_MAX, Sdk
+
+Var = Any  # a MIL value of coremltools' builder
+
+OPS: dict[str, Callable[[Emitter, fx.Node], Any]] = {}
+
+
+def emits(*names: str) -> Callable[[Callable[[Emitter, fx.Node], Any]], Callable[[Emitter, fx.Node], Any]]:
+    """Register an emitter for operators by name (overloads share one)."""
+
+    def register(emitter: Callable[[Emitter, fx.Node], Any]) -> Callable[[Emitter, fx.Node], Any]:
+        OPS.update(dict.fromkeys(names, emitter))
+        return emitter
+
+    return register
+
+
+class Emitter:
+    """Emits the nodes of a program, in order, into the MIL function that is open.
+
+    Floats are emitted as fp32; coremltools' fp16 pass narrows operations and constants afterwards, so that what
+    depends on constants alone is folded in fp32 and rounded once. Integers are int32: Core ML has no int64 arithmetic.
+
+    Args:
+        program: fixed shapes; composites kept.
+        sdk: coremltools.
+    """
+
+    def __init__(self, program: Program, sdk: Sdk) -> None:
+        self.program = program
+        self.mb = sdk.mb
+        self.types = sdk.types
+        self.notes: list[str] = []
+        self.quantized: dict[str, str] = {}  # MIL name of a decompressed weight -> weight name
+        self._sdk = sdk
+        self._names = program.weight_names()
+        self._weights: dict[str, Var] = {}
+        frontend = sdk.torch_context.TorchFrontend.TORCHEXPORT
+        self._table = sdk.torch_context.TranscriptionContext(frontend=frontend)
+
+    def bind(self, node: fx.Node, value: Any) -> None:
+        """Make `value` (a MIL value, or a tuple of them) the result of a node."""
+        self._table.add(value, node.name)
+
+    def emit(self, node: fx.Node) -> None:
+        """Emit one call.
+
+        Raises:
+            PlanishError: no form in Core ML; names the operator and its source module.
+        """
+        emitter = OPS.get(op_name(node))
+        try:
+            if emitter is not None:
+                self.bind(node, emitter(self, node))
+            else:
+                self._delegate(node)
+            self._check(node)
+        except PlanishError:
+            raise
+        except Exception as problem:  # the SDK raises whatever its own checks raise; each is a refusal of this node
+            raise self.refusal(node, str(problem).strip().splitlines()[0] if str(problem).strip() else repr(problem)) from problem
+
+    def refusal(self, node: fx.Node, reason: str) -> PlanishError:
+        """The error for a node that has no form in Core ML."""
+        return PlanishError(
+            f"Core ML cannot encode {op_name(node)}: {reason}",
+            f"{module_path(node) or 'the model itself'} (node {node.name})",
+            "compile for another target, or add an emitter to planish_targets/coreml/emit that builds it from MIL operations",
+        )
+
+    def value(self, argument: Any) -> Var:
+        """The MIL value of a node; weights become constants on first use."""
+        assert isinstance(argument, fx.Node), f"{argument!r} is not a tensor"
+        if argument.name in self._names and argument.name not in self._table:
+            self.bind(argument, self.weight(self._names[argument.name]))
+        return self._table[argument.name]
+
+    def weight(self, name: str) -> Var:
+        """A weight as an fp32, int32 or bool constant (int8 stays int8)."""
+        if name not in self._weights:
+            self._weights[name] = self.mb.const(val=self._numpy(self.program.weights.read(name), name), name=name)
+        return self._weights[name]
+
+    def numpy(self, argument: fx.Node) -> np.ndarray[Any, Any] | None:
+        """The values of a node that is a constant in MIL, else None."""
+        return self.value(argument).val  # type: ignore[no-any-return]
+
+    def decompressed(self, name: str, values: str, scales: str) -> Var:
+        """A quantised weight: int8 values and fp16-exact scales behind a constexpr operation.
+
+        Args:
+            name: weight name, without suffix.
+            values: name of the integers [N, K].
+            scales: name of the scales [N, G]; G divides K.
+        """
+        if name not in self._weights:
+            integers = self.program.weights.read(values).numpy()
+            factors = self.program.weights.read(scales).to(torch.float32).numpy()
+            var = self.mb.constexpr_blockwise_shift_scale(data=integers, scale=factors, name=name)
+            self._weights[name] = var
+            self.quantized[name] = name
+        return self._weights[name]
+
+    def operand(self, argument: Any, dtype: torch.dtype) -> Var:
+        """A node's value or a number, converted to the MIL type that stands for `dtype`."""
+        if isinstance(argument, fx.Node):
+            return self.cast(self.value(argument), dtype)
+        return self.literal(argument, dtype)
+
+    def literal(self, number: float | int | bool, dtype: torch.dtype) -> Any:
+        """A number of the MIL type that stands for `dtype`; floats beyond fp16 become its largest finite ones."""
+        kind = mil_type(dtype)
+        if kind == "fp32":
+            return np.float32(self.finite(float(number)))
+        return np.int32(number) if kind == "int32" else np.bool_(number)
+
+    def finite(self, number: float) -> float:
+        """Clamp to the range of fp16: an infinite mask fill turns a fully masked row into NaN there."""
+        if abs(number) > HALF_MAX:
+            self.note("mask fills beyond the range of fp16 are stored as -65504 or 65504")
+            return float(np.clip(number, -HALF_MAX, HALF_MAX))
+        return number
+
+    def note(self, text: str) -> None:
+        """A message for the artifact's notes, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def cast(self, var: Var, dtype: torch.dtype, name: str | None = None) -> Var:
+        """Convert to the MIL type that stands for `dtype`, if it is another one."""
+        kind = mil_type(dtype)
+        if self.types.builtin_to_string(var.dtype) == kind:
+            return var
+        return self.mb.cast(x=var, dtype=kind, **({"name": name} if name else {}))
+
+    def broadcast(self, var: Var, shape: Iterable[int], name: str | None = None) -> Var:
+        """Repeat dimensions of size 1, and add leading ones, up to `shape`."""
+        wanted = tuple(shape)
+        named = {"name": name} if name else {}
+        given = (1,) * (len(wanted) - len(var.shape)) + tuple(var.shape)
+        if given != tuple(var.shape):
+            var = self.mb.reshape(x=var, shape=given)
+        repeats = [w // g if g else 1 for w, g in zip(wanted, given, strict=True)]
+        return var if set(repeats) <= {1} else self.mb.tile(x=var, reps=repeats, **named)
+
+    def _numpy(self, tensor: torch.Tensor, name: str) -> np.ndarray[Any, Any]:
+        if tensor.is_floating_point():
+            return tensor.to(torch.float32).clamp(-HALF_MAX, HALF_MAX).numpy()
+        if tensor.dtype == torch.int64:
+            low, high = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
+            if tensor.numel() and (int(tensor.min()) < low or int(tensor.max()) > high):
+                self.note(f"{name} holds integers beyond int32; they are stored as the nearest int32")
+            return tensor.clamp(low, high).to(torch.int32).contiguous().numpy()
+        return tensor.contiguous().numpy()
+
+    def _delegate(self, node: fx.Node) -> None:
+        # coremltools' own converter; its node form reads these five fields of an FX node and nothing else
+        for source in node.all_input_nodes:
+            self.value(source)
+        args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), self._tame)  # type: ignore[misc]
+        plain = SimpleNamespace(target=node.target, args=args, kwargs=kwargs, name=node.name, meta=node.meta)
+        converted = self._sdk.torch_nodes.InternalTorchIRNode.from_exir_node(plain)
+        self._sdk.torch_ops.convert_single_node(self._table, converted)
+
+    def _tame(self, argument: Any) -> Any:
+        return self.finite(argument) if isinstance(argument, float) else argument
+
+    def _check(self, node: fx.Node) -> None:
+        expected, result = node.meta["val"], self._table[node.name]
+        several = isinstance(expected, (tuple, list))
+        pairs = zip(expected, result, strict=False) if several else [(expected, result)]
+        for want, have in pairs:
+            if isinstance(want, torch.Tensor) and have is not None and tuple(have.shape) != tuple(want.shape):
+                raise self.refusal(node, f"it came out with shape {tuple(have.shape)}, expected {tuple(want.shape)}")
+
+
+def mil_type(dtype: torch.dtype) -> str:
+    """The MIL type that stands for a torch type before narrowing: fp32, int32 or bool."""
+    if dtype == torch.bool:
+        return "bool"
+    return "fp32" if dtype.is_floating_point else "int32"
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a call by the names of the operator's schema, defaults filled in."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    schema = node.target._schema.arguments
+    given = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
+    return {a.name: given.get(a.name, a.default_value) for a in schema}
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The fixed shape of a node's result."""
+    return tuple(int(s) for s in node.meta["val"].shape)
+
+
+def dtype_of(node: fx.Node) -> torch.dtype:
+    """The element type of a node's result."""
+    dtype = node.meta["val"].dtype
+    assert isinstance(dtype, torch.dtype)
+    return dtype

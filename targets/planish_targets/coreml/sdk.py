@@ -1,0 +1,111 @@
+"""coremltools, loaded when needed and kept quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from planish_passes.errors import PlanishError
+
+HALF_MAX = 65504.0  # the largest fp16 number
+NARROW = "planish::narrow_to_fp16"
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """The parts of coremltools that lowering uses.
+
+    Args:
+        ct: the package.
+        mb: builder of MIL operations.
+        mil: module with Program and Function.
+        types: MIL element types.
+        torch_ops: coremltools' own converters of torch operators.
+        torch_nodes: module with the node form that those converters take.
+        torch_context: module with the name table that those converters read and write.
+    """
+
+    ct: Any
+    mb: Any
+    mil: Any
+    types: Any
+    torch_ops: Any
+    torch_nodes: Any
+    torch_context: Any
+
+
+@cache
+def load() -> Sdk:
+    """Import coremltools (a few seconds, once).
+
+    Raises:
+        PlanishError: it is not installed.
+    """
+    base = "coremltools.converters.mil"
+    try:
+        with quiet():
+            ct = importlib.import_module("coremltools")
+            mil = importlib.import_module(f"{base}.mil")
+            torch_ops = importlib.import_module(f"{base}.frontend.torch.ops")
+            torch_nodes = importlib.import_module(f"{base}.frontend.torch.internal_graph")
+            torch_context = importlib.import_module(f"{base}.frontend.torch.converter")
+            _register_narrow(
+                importlib.import_module(f"{base}.mil.passes.pass_registry"),
+                importlib.import_module(f"{base}.mil.passes.defs.quantization"),
+            )
+    except ModuleNotFoundError as problem:
+        raise PlanishError(
+            f"{problem.name} is not installed", "the Core ML target", "pip install 'planish[coreml]'"
+        ) from problem
+    return Sdk(ct, mil.Builder, mil, mil.types, torch_ops, torch_nodes, torch_context)
+
+
+def _register_narrow(registry: Any, quantization: Any) -> None:
+    class narrow_to_fp16(quantization.FP16ComputePrecision):  # type: ignore[misc]  # noqa: N801  (its name is the pass's)
+        """coremltools' fp16 pass with a cheaper search for constants beyond fp16.
+
+        Its own search builds index arrays of 24 bytes for each element of a table.
+        """
+
+        @staticmethod
+        def fp16_overflow(op: Any) -> bool:
+            return any(_beyond_fp16(var) for given in op.inputs.values() for var in _listed(given))
+
+    registry.register_pass(namespace="planish")(narrow_to_fp16)
+
+
+def _listed(given: Any) -> Any:
+    return given if isinstance(given, (list, tuple)) else (given,)
+
+
+def _beyond_fp16(var: Any) -> bool:
+    # Infinities may become fp16 infinities; finite numbers must not.
+    if var.op is None or var.op.op_type != "const" or not var.is_tensor_or_scalar_of(dtype="fp32"):
+        return False
+    values = np.asarray(var.op.val.val)
+    if not values.size or (values.max() <= HALF_MAX and values.min() >= -HALF_MAX):
+        return False
+    sizes = np.abs(values)
+    return bool(((sizes > HALF_MAX) & (sizes < 1e38)).any())
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back coremltools' version warnings, progress bars and log lines below ERROR."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

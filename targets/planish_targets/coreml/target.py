@@ -1,0 +1,90 @@
+"""Core ML: an ML program (.mlpackage) for iOS 18 and macOS 15, fp16 compute, weights compressed from our integers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from planish_passes.infra import Pass
+from planish_passes.program import Program
+from planish_passes.weights import QuantizedTensor
+
+from planish_targets.contract import (
+    Artifact,
+    Capabilities,
+    Evidence,
+    Numerics,
+    Placement,
+    Recipe,
+    Runner,
+    Unavailable,
+)
+
+_PACKAGE = "model.mlpackage"
+
+
+@dataclass(frozen=True)
+class CoreMLTarget:
+    """Keeps attention and the quantised operators; everything else becomes MIL operations one by one."""
+
+    name: str = "coreml"
+    summary: str = "Core ML program (.mlpackage) for iOS 18 / macOS 15: Neural Engine, GPU or CPU"
+    requires: Mapping[str, str] = field(default_factory=lambda: {"coremltools": ">=9.0,<10"})
+    extra: str = "coreml"
+    capabilities: Capabilities = Capabilities(
+        keeps=frozenset({"planish.attention", "planish.linear_q", "planish.embedding_q"}),
+        bits=frozenset({8}),
+    )
+
+    def numerics(self, recipe: Recipe) -> Numerics:
+        """fp16 weights and activations; activations are not quantised."""
+        return Numerics(weights=torch.float16, compute=torch.float16)
+
+    def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
+        """None."""
+        return ()
+
+    def lower(self, program: Program, into: Path, recipe: Recipe) -> Artifact:
+        """Write model.mlpackage. See `planish_targets.coreml.lower`."""
+        from planish_targets.coreml.lower import lower, modules
+
+        weights, notes = lower(program, into / _PACKAGE)
+        options = {
+            "inputs": [p.name for p in program.inputs],
+            "outputs": [p.name for p in program.outputs],
+            "precision": "fp32",
+            "weights": weights,
+            "modules": modules(program),
+        }
+        return Artifact(self.name, into, _PACKAGE, options, notes)
+
+    def runner(self, artifact: Artifact) -> Runner | Unavailable:
+        """Core ML itself on macOS; elsewhere the MIL interpreter (option "precision": fp32 or fp16)."""
+        if find_spec("coremltools") is None:
+            return Unavailable("coremltools is not installed: pip install 'planish[coreml]'")
+        command = (sys.executable, "-m", "planish_targets.coreml.run")
+        if sys.platform == "darwin":
+            return Runner((*command, "--native"), Evidence.EXECUTED, "Core ML")
+        return Runner(command, Evidence.EMULATED, "MIL interpreter")
+
+    def placement(self, artifact: Artifact) -> Placement:
+        """Unknown for every operation, plus advice. See `planish_targets.coreml.advice`."""
+        from planish_targets.coreml.advice import placement
+
+        return placement(artifact)
+
+    def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:
+        """Integers and scales of the saved package."""
+        from planish_targets.coreml.weights import read_weights
+
+        return read_weights(artifact)
+
+    def inspect(self, path: Path) -> Mapping[str, object] | None:
+        """Operations, dtypes and ports of a .mlpackage."""
+        from planish_targets.coreml.weights import inspect
+
+        return inspect(path)

@@ -1,0 +1,173 @@
+"""Turn a typed float32 ONNX graph into a float16 one whose inputs and outputs stay as they are."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from planish_passes.weights import TensorSpec, WeightStore
+from torch import Tensor
+
+from planish_targets.directml import kernels
+from planish_targets.directml.precision import LARGEST, full_precision, is_float
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# Constants of up to this many elements stay float32 where float32 is read; larger ones would show in the file.
+_SMALL = 1 << 14
+
+
+def to_half(model: ir.Model, weights: WeightStore, opset: int) -> WeightStore:
+    """Change `model` in place; Casts stand where float16 and float32 meet (see `precision.full_precision`).
+
+    Constants beyond the range of float16, which are mask fills, become its largest finite number everywhere.
+
+    Returns:
+        The weights, with float16 forms under the names that the graph now uses.
+    """
+    _complete_types(model.graph, opset)
+    _clamp_constants(model.graph)
+    half = _Half(model.graph, weights, opset)
+    half.run()
+    return half.weights
+
+
+def _complete_types(graph: ir.Graph, opset: int) -> None:
+    import onnx_ir as ir
+
+    for node in graph:
+        domain = node.domain or "ai.onnx"
+        signature = kernels.signature(domain, node.op_type, opset if domain == "ai.onnx" else 1)
+        if signature is None:
+            continue
+        known = {signature.input(i): v.dtype for i, v in enumerate(node.inputs) if v is not None and v.dtype is not None}
+        for i, value in enumerate(node.outputs):
+            name = signature.output(i)
+            if value.dtype is not None or name is None:
+                continue
+            fixed = signature.fixed.get(name, name if name[0].islower() else None)
+            dtype = ir.DataType[fixed.upper()] if fixed else known.get(name)
+            if dtype is not None:
+                value.type = ir.TensorType(dtype)
+
+
+def _clamp_constants(graph: ir.Graph) -> None:
+    import numpy as np
+    import onnx_ir as ir
+
+    for value in graph.initializers.values():
+        if value.const_value is not None and is_float(value):
+            array = value.const_value.numpy()
+            finite = np.where(np.isfinite(array), np.clip(array, -LARGEST, LARGEST), array).astype(array.dtype)
+            value.const_value = ir.Tensor(finite, name=value.name)
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    finite = torch.where(tensor.isfinite(), tensor.clamp(-LARGEST, LARGEST), tensor)
+    return finite.to(torch.float16)
+
+
+class _Half:
+    def __init__(self, graph: ir.Graph, weights: WeightStore, opset: int) -> None:
+        self.graph, self.weights, self.opset = graph, weights, opset
+        self.full = full_precision(graph, opset)
+        self.floats = {v for node in graph for v in (*node.inputs, *node.outputs) if v is not None and is_float(v)}
+        self.casts: dict[tuple[ir.Value, str], ir.Value] = {}
+
+    def run(self) -> None:
+        nodes = list(self.graph)
+        wants = {(n, i): self._wanted(n, i) for n in nodes for i, v in enumerate(n.inputs) if v in self.floats}
+        for node in nodes:
+            self._set_outputs(node)
+        for value in list(self.graph.initializers.values()):
+            if value in self.floats:
+                self._set_initializer(value, {wants[use] for use in value.uses() if use in wants})
+        for (node, i), wanted in wants.items():
+            source = node.inputs[i]
+            assert source is not None and source.dtype is not None
+            if source.dtype.name != wanted:
+                node.replace_input_with(i, self._cast(source, wanted, node))
+        self._set_graph_outputs()
+        self.graph.sort()
+
+    def _wanted(self, node: ir.Node, index: int) -> str:
+        return "FLOAT" if node in self.full or self._fixed(node, index, outputs=False) else "FLOAT16"
+
+    def _fixed(self, node: ir.Node, index: int, *, outputs: bool) -> bool:
+        """True when the operator takes float32 alone at this place."""
+        domain = node.domain or "ai.onnx"
+        signature = kernels.signature(domain, node.op_type, self.opset if domain == "ai.onnx" else 1)
+        name = (signature.output(index) if outputs else signature.input(index)) if signature else None
+        return signature is not None and name is not None and signature.fixed.get(name, name) == "float"
+
+    def _set_outputs(self, node: ir.Node) -> None:
+        import onnx_ir as ir
+
+        if node in self.full:
+            return
+        for i, value in enumerate(node.outputs):
+            if value in self.floats and not self._fixed(node, i, outputs=True):
+                value.type = ir.TensorType(ir.DataType.FLOAT16)
+        if node.op_type == "Cast" and node.outputs[0] in self.floats:
+            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
+
+    def _set_initializer(self, value: ir.Value, wanted: set[str]) -> None:
+        assert value.shape is not None
+        large = prod(int(d) for d in value.shape) > _SMALL
+        if not large and "FLOAT" in wanted:
+            return
+        self._store_half(value)
+
+    def _store_half(self, value: ir.Value) -> None:
+        import numpy as np
+        import onnx_ir as ir
+
+        name = str(value.name)
+        value.type = ir.TensorType(ir.DataType.FLOAT16)
+        if value.const_value is not None:
+            value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float16), name=name)
+            return
+        read = self.weights  # the derivation must see the float32 form, not itself
+        spec = TensorSpec(self.weights.spec(name).shape, torch.float16)
+        self.weights = self.weights.with_lazy(name, spec, lambda: _rounded(read.read(name)), read.sources(name))
+
+    def _cast(self, value: ir.Value, dtype: str, reader: ir.Node) -> ir.Value:
+        """`value` in another type: one Cast per value, right behind its producer."""
+        import onnx_ir as ir
+
+        found = self.casts.get((value, dtype))
+        if found is None:
+            to = ir.DataType[dtype]
+            producer = value.producer() or reader
+            kind = ir.TensorType(to)
+            found = ir.Value(name=f"{value.name}_{dtype.lower()}", shape=value.shape, type=kind)
+            cast = ir.node("Cast", [value], {"to": int(to)}, outputs=[found], name=f"cast_{value.name}_{dtype.lower()}")
+            cast.metadata_props.update(producer.metadata_props)
+            self.graph.append(cast)
+            self.casts[value, dtype] = found
+        return found
+
+    def _set_graph_outputs(self) -> None:
+        import onnx_ir as ir
+
+        for i, value in enumerate(self.graph.outputs):
+            if value.dtype is None or value.dtype.name != "FLOAT16":
+                continue
+            name, producer = value.name, value.producer()
+            value.name = f"{name}_float16"
+            assert producer is not None
+            port = self._cast(value, "FLOAT", producer)
+            if port.is_graph_output():
+                port = self.graph_copy(port)
+            port.name = name
+            self.graph.outputs[i] = port
+
+    def graph_copy(self, value: ir.Value) -> ir.Value:
+        """A second name for a value that two outputs return."""
+        import onnx_ir as ir
+
+        copied = ir.Value(shape=value.shape, type=value.type)
+        self.graph.append(ir.node("Identity", [value], outputs=[copied]))
+        return copied

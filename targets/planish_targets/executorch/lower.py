@@ -1,0 +1,189 @@
+"""From a program to the bytes of a .pte, through executorch's edge dialect and the XNNPACK partitioner."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from planish_passes.errors import PlanishError
+from planish_passes.program import Program, module_path, op_name
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from planish_targets.executorch.quiet import quiet
+
+# What executorch's passes raise at programs that they do not take; anything else is a defect and keeps its traceback.
+_LOWERING_ERRORS = (RuntimeError, ValueError, NotImplementedError, AssertionError, KeyError, TypeError)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What lowering tells about the file that it wrote.
+
+    Args:
+        delegated: operations in delegates.
+        portable: operations left to portable kernels.
+        subgraphs: delegates, each one a hand-over at run time.
+        kernels: source module of each instruction of the plan, "" where unknown.
+        handles: debug handle of a delegated operation -> source module.
+    """
+
+    delegated: int
+    portable: int
+    subgraphs: int
+    kernels: tuple[str, ...]
+    handles: Mapping[int, str]
+
+
+def write(program: Program, to: Path) -> Written:
+    """Lower and write.
+
+    Raises:
+        PlanishError: an operator has no form here; names it, its module and the way out.
+    """
+    _check(program)
+    with quiet(), torch.no_grad():
+        manager, written = _lower(_with_weights(program), program)
+        with to.open("wb") as file:
+            manager.write_to_file(file)
+    return written
+
+
+def _lower(exported: ExportedProgram, program: Program) -> tuple[Any, Written]:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    try:
+        edge = to_edge_transform_and_lower(
+            exported,
+            partitioner=[XnnpackPartitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+    except _LOWERING_ERRORS as problem:
+        raise _refusal(program.graph, problem) from problem
+    graph = edge.exported_program().graph_module
+    handles, inside = _delegated_modules(graph), [len(_calls(d.original_module)) for d in _delegates(graph)]
+    portable = sum("delegate" not in n.name for n in _calls(graph))
+    modules = _modules_by_handle(graph)
+    try:
+        manager = edge.to_executorch()
+    except _LOWERING_ERRORS as problem:
+        raise _refusal(graph.graph, problem) from problem
+    _check_kernels(manager, modules)
+    kernels = _kernel_modules(manager, modules)
+    return manager, Written(sum(inside), portable, len(inside), kernels, handles)
+
+
+def _check(program: Program) -> None:
+    """Refuse what no later stage could name as well: composites that are left over."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and op_name(node).startswith("planish."):
+            raise PlanishError(
+                f"ExecuTorch has no form for {op_name(node)} with these options: {_arguments(node)}",
+                f"module {module_path(node) or '(top)'}",
+                "use an int8 recipe with one scale per output channel, or another target",
+            )
+
+
+def _arguments(node: fx.Node) -> str:
+    plain = [str(a) for a in node.args if not isinstance(a, fx.Node)]
+    shapes = [str(list(a.meta["val"].shape)) for a in node.args if isinstance(a, fx.Node)]
+    return ", ".join(shapes + plain)
+
+
+def _with_weights(program: Program) -> ExportedProgram:
+    """The program with its weights in memory, each a tensor of its own storage, and module paths on every node."""
+    exported = program.copy().exported
+    for name in program.weight_names().values():
+        # The serialiser writes the whole storage behind a view.
+        exported._state_dict[name] = program.weights.read(name).detach().clone().contiguous()
+    exported._example_inputs = None
+    for node in exported.graph.nodes:
+        path = module_path(node)
+        node.meta["nn_module_stack"] = {path: (path, "")} if path else {}
+    return exported
+
+
+def _stack_path(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    return str(next(reversed(stack.values()))[0]) if stack else ""
+
+
+def _calls(module: fx.GraphModule) -> list[fx.Node]:
+    return [n for n in module.graph.nodes if n.op == "call_function"]
+
+
+def _delegates(graph: fx.GraphModule) -> list[Any]:
+    called = [n for n in graph.graph.nodes if n.op == "get_attr" and n.name.startswith("lowered_module_")]
+    return [getattr(graph, n.name) for n in called]
+
+
+def _modules_by_handle(graph: fx.GraphModule) -> dict[int, str]:
+    return {int(n.meta["debug_handle"]): _stack_path(n) for n in _calls(graph) if n.meta.get("debug_handle")}
+
+
+def _delegated_modules(graph: fx.GraphModule) -> dict[int, str]:
+    return {h: path for d in _delegates(graph) for h, path in _modules_by_handle(d.original_module).items()}
+
+
+def _kernel_modules(manager: Any, modules: Mapping[int, str]) -> tuple[str, ...]:
+    """The source module of each instruction of the plan."""
+    origin = manager.debug_handle_map["forward"]
+    count = len(manager.executorch_program.execution_plan[0].chains[0].instructions)
+    return tuple(modules.get(h, "") if isinstance(h := origin.get(i), int) else "" for i in range(count))
+
+
+def _check_kernels(manager: Any, modules: Mapping[int, str]) -> None:
+    """Refuse operators that lower but that no portable kernel computes: such a file fails only when it is loaded."""
+    plan = manager.executorch_program.execution_plan[0]
+    known = portable_kernels()
+    for operator in plan.operators:
+        name = f"{operator.name}.{operator.overload}" if operator.overload else operator.name
+        if known and name not in known and not name.startswith("executorch_prim::"):
+            kernels = _kernel_modules(manager, modules)
+            calls = [getattr(i.instr_args, "op_index", None) for i in plan.chains[0].instructions]
+            at = next((k for k, c in zip(kernels, calls, strict=True) if c == plan.operators.index(operator)), "")
+            raise _no_form(name, at)
+
+
+def portable_kernels() -> frozenset[str]:
+    """Operators with a portable kernel, by the list that ships with executorch; empty when it ships none."""
+    from importlib.resources import files
+
+    names: set[str] = set()
+    folder = files("executorch").joinpath("kernels").joinpath("portable")
+    for table in ("functions.yaml", "custom_ops.yaml", "et_copy_ops.yaml"):
+        path = folder.joinpath(table)
+        if path.is_file():
+            text = path.read_text()
+            names |= {f"aten::{op}" for op in re.findall(r"^- op: ([\w.]+)", text, re.MULTILINE)}
+            functions = re.findall(r"^- func: ([\w:.]+)", text, re.MULTILINE)
+            names |= {f if "::" in f else f"aten::{f}" for f in functions}
+    return frozenset(names)
+
+
+def _no_form(operator: str, module: str) -> PlanishError:
+    return PlanishError(
+        f"ExecuTorch has no kernel and no delegate for {operator}",
+        f"module {module or '(unknown)'}",
+        "choose another target for this model, or report the operator with the model's config.json",
+    )
+
+
+def _refusal(graph: fx.Graph, problem: Exception) -> PlanishError:
+    """What executorch says, with the operator it is about and that operator's module, as far as they can be told."""
+    text = " ".join(str(problem).split())
+    for operator in re.findall(r"((?:aten|quantized_decomposed)(?:::|\.)\w+)", text):
+        short = operator.replace("::", ".").split(".")[1]
+        for node in graph.nodes:
+            if node.op == "call_function" and short in str(node.target).replace("::", ".").split("."):
+                return _no_form(f"{operator} ({text[:200]})", _stack_path(node) or module_path(node))
+    return PlanishError(
+        f"ExecuTorch cannot lower this program: {type(problem).__name__}: {text[:300]}",
+        "to_edge_transform_and_lower",
+        "choose another target for this model, or report it with the model's config.json",
+    )

@@ -1,0 +1,119 @@
+"""Where each operation of a .pte runs: in an XNNPACK delegate, or in a portable kernel, read from the file itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from planish_targets.contract import Placed, Placement
+from planish_targets.executorch.pte import SCALAR_TYPES, XNNPACK, PteFile, xnnpack_graphs
+
+_SOURCE = "execution plan of the .pte and the XNNPACK graphs in it"
+
+
+def placement(file: PteFile, kernels: Sequence[str], handles: Mapping[str, str]) -> Placement:
+    """One entry per operation.
+
+    Args:
+        file: the artifact.
+        kernels: source module per instruction, empty for an artifact from elsewhere.
+        handles: debug handle (as text) of a delegated operation -> source module.
+    """
+    graphs = xnnpack_graphs(file)
+    nodes: list[Placed] = []
+    for index, instruction in enumerate(file.plan.chains[0].instructions):
+        call, module = instruction.instr_args, kernels[index] if index < len(kernels) else ""
+        kind = type(call).__name__
+        if kind == "KernelCall":
+            operator = file.plan.operators[call.op_index].name
+            nodes.append(Placed(f"instruction {index}", operator, "fallback", "portable kernel", _reason(operator), module))
+        elif kind == "DelegateCall":
+            backend = file.plan.delegates[call.delegate_index].id
+            nodes += _delegated(index, call.delegate_index, backend, graphs, handles)
+    crossings = sum(type(i.instr_args).__name__ == "DelegateCall" for i in file.plan.chains[0].instructions)
+    advice = (f"{crossings} hand-overs between portable kernels and delegates; each one costs a copy of the activations",)
+    return Placement(_SOURCE, tuple(nodes), advice=advice if crossings > 1 else ())
+
+
+def _delegated(
+    index: int, delegate: int, backend: str, graphs: Mapping[int, Mapping[str, Any]], handles: Mapping[str, str]
+) -> Iterator[Placed]:
+    if delegate not in graphs:
+        yield Placed(f"instruction {index}", "delegate", "unknown", backend, "only XNNPACK's payloads can be read here")
+        return
+    for number, node in enumerate(graphs[delegate]["xnodes"]):
+        module = handles.get(str(node["debug_handle"]), "")
+        operator = node["xnode_union_type"].removeprefix("_")
+        yield Placed(f"instruction {index}.{number}", operator, "accelerated", backend, module=module)
+
+
+def _reason(operator: str) -> str:
+    name = operator.split("::")[-1]
+    return _REASONS.get(name, "XNNPACK's partitioner does not take it")
+
+
+_REASONS = {
+    "embedding": "XNNPACK has no table lookup",
+    "native_layer_norm": "XNNPACK has no layer norm",
+    "where": "XNNPACK has no selection; the mask is computed once per call",
+    "_to_dim_order_copy": "XNNPACK converts no integers or booleans",
+}
+
+
+def describe(file: PteFile) -> dict[str, object]:
+    """What `inspect` shows of a bare file."""
+    plan, ops = file.plan, Counter[str]()
+    for instruction in plan.chains[0].instructions:
+        call = instruction.instr_args
+        if type(call).__name__ == "KernelCall":
+            ops[plan.operators[call.op_index].name] += 1
+    for graph in xnnpack_graphs(file).values():
+        ops.update(f"{XNNPACK}.{n['xnode_union_type'].removeprefix('_')}" for n in graph["xnodes"])
+    return {
+        "format": f"ExecuTorch program, version {file.program.version}",
+        "ops": dict(ops),
+        "dtypes": _stored_bytes(file),
+        "inputs": [_port(plan.values[i].val) for i in plan.inputs],
+        "outputs": [_port(plan.values[i].val) for i in plan.outputs],
+        "bytes": file.path.stat().st_size,
+        "delegates": dict(Counter(d.id for d in plan.delegates)),
+        "planned_bytes": file.planned_bytes(),
+    }
+
+
+def _port(tensor: Any) -> str:
+    if type(tensor).__name__ != "Tensor":
+        return type(tensor).__name__
+    dtype = str(SCALAR_TYPES.get(int(tensor.scalar_type), tensor.scalar_type)).removeprefix("torch.")
+    return f"{dtype}[{', '.join(str(s) for s in tensor.sizes)}]"
+
+
+def _stored_bytes(file: PteFile) -> dict[str, int]:
+    """dtype -> bytes of constants in the file, each counted once."""
+    total, seen = Counter[str](), set[object]()
+    for index, value in enumerate(file.plan.values):
+        if file.is_constant(index) and value.val.data_buffer_idx not in seen:
+            seen.add(value.val.data_buffer_idx)
+            dtype = SCALAR_TYPES[int(value.val.scalar_type)]
+            total[str(dtype).removeprefix("torch.")] += torch.Size(value.val.sizes).numel() * dtype.itemsize
+    sizes = {e.key: file.program.segments[e.segment_index].size for e in file.program.named_data}
+    for graph in xnnpack_graphs(file).values():
+        for value in graph["xvalues"]:
+            tensor = value["xvalue_union"].get("tensor_value", value["xvalue_union"])
+            key = graph["constant_data"][tensor["constant_buffer_idx"]]["named_key"]
+            if tensor["constant_buffer_idx"] and key not in seen:
+                seen.add(key)
+                total[_DATATYPES.get(tensor["datatype"], tensor["datatype"])] += sizes.get(key, 0)
+    return dict(total)
+
+
+_DATATYPES = {
+    "xnn_datatype_fp32": "float32",
+    "xnn_datatype_fp16": "float16",
+    "xnn_datatype_qcint8": "int8",
+    "xnn_datatype_qint8": "int8",
+    "xnn_datatype_qcint4": "int4",
+}

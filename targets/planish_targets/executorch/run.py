@@ -1,0 +1,66 @@
+"""Runner of the ExecuTorch target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from planish_passes.errors import PlanishError
+from torch import Tensor
+
+from planish_targets.executorch.header import read_header
+from planish_targets.executorch.quiet import quiet
+from planish_targets.serve import Call, Model, serve
+
+_DEFECT = "compile the model again; `planish inspect` shows what the file holds"
+
+
+def load(call: Call) -> Model:
+    """Open a .pte file. Threads are set first: resetting the pool under a loaded method can crash.
+
+    Raises:
+        PlanishError: the file is not a whole .pte, the runtime refuses it, or its ports are not known.
+    """
+    read_header(call.path)
+    inputs, outputs = _names(call, "inputs"), _names(call, "outputs")
+    dtypes = [getattr(torch, d) for d in _names(call, "input_dtypes")]
+    with quiet():
+        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+        from executorch.runtime import Runtime, Verification
+
+        _unsafe_reset_threadpool(call.threads)
+        try:
+            runtime = Runtime.get()
+            program = runtime.load_program(call.path, verification=Verification.InternalConsistency)
+            method = program.load_method("forward")
+        except RuntimeError as problem:
+            raise PlanishError(_told(problem), str(call.path), _DEFECT) from problem
+    if method is None:
+        raise PlanishError("the .pte file has no method `forward`", str(call.path), _DEFECT)
+
+    def model(feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        given = [feed[name].to(dtype).contiguous() for name, dtype in zip(inputs, dtypes, strict=True)]
+        try:
+            results: Any = method.execute(given)
+        except RuntimeError as problem:
+            shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(inputs, given, strict=True))
+            raise PlanishError(f"{_told(problem)}; given {shapes}", str(call.path), _DEFECT) from problem
+        return dict(zip(outputs, results, strict=True))
+
+    return model
+
+
+def _names(call: Call, key: str) -> list[str]:
+    names = call.options.get(key)
+    if not isinstance(names, list):
+        raise PlanishError(f"a .pte names no ports, and call.json has no {key!r}", str(call.path), _DEFECT)
+    return names
+
+
+def _told(problem: RuntimeError) -> str:
+    return f"the ExecuTorch runtime refuses: {' '.join(str(problem).split())[:300]}"
+
+
+if __name__ == "__main__":
+    serve("ExecuTorch CPU (XNNPACK)", ("executorch", "torch"), load)

@@ -1,0 +1,140 @@
+"""The ExecuTorch target: XNNPACK delegates, portable kernels for the rest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from planish_passes.errors import PlanishError
+from planish_passes.infra import Pass
+from planish_passes.program import Program
+from planish_passes.weights import QuantizedTensor
+
+from planish_targets.contract import (
+    Artifact,
+    Capabilities,
+    Evidence,
+    Numerics,
+    Placement,
+    Recipe,
+    Runner,
+    Unavailable,
+)
+from planish_targets.executorch.header import is_pte
+from planish_targets.executorch.linear import DynamicLinear
+from planish_targets.executorch.pte import INSTALL, open_pte
+from planish_targets.executorch.rewrite import AdditiveMask, BatchMatmul, ExpandTanhGelu
+
+_FILE = "model.pte"
+
+
+@dataclass(frozen=True)
+class ExecutorchTarget:
+    """Fixed shapes: a wide range of lengths costs many times the planned memory and half of the delegation."""
+
+    name: str = "executorch"
+    summary: str = "ExecuTorch program (.pte) for Android, iOS and embedded Linux, computed by XNNPACK"
+    requires: Mapping[str, str] = field(default_factory=lambda: {"executorch": ">=1.5,<1.6", "torch": ">=2.13,<2.14"})
+    extra: str = "executorch"
+    capabilities: Capabilities = Capabilities(keeps=frozenset({"planish.linear_q"}))
+
+    def numerics(self, recipe: Recipe) -> Numerics:
+        """float32; inputs of quantised linears are rounded per token to asymmetric int8, as XNNPACK does."""
+        return Numerics(activations="int8_token_asymmetric" if recipe.bits else "none")
+
+    def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
+        """Forms that XNNPACK takes."""
+        return (
+            AdditiveMask(),
+            BatchMatmul(),  # after the mask: it looks for the softmax behind a mask, not through reshapes
+            ExpandTanhGelu(),
+            DynamicLinear(),  # last: its operators are known to nothing else
+        )
+
+    def lower(self, program: Program, into: Path, recipe: Recipe) -> Artifact:
+        """Write `model.pte`.
+
+        Raises:
+            PlanishError: an operator has no form here (named with its module); executorch is not installed.
+        """
+        missing = _missing()
+        if missing:
+            raise PlanishError(f"lowering to executorch is not possible: {missing}", f"target {self.name}", INSTALL)
+        from planish_targets.executorch.lower import write
+        from planish_targets.executorch.weights import locate
+
+        written = write(program, into / _FILE)
+        file = open_pte(into / _FILE)
+        options: dict[str, object] = {
+            "inputs": [p.name for p in program.inputs],
+            "input_dtypes": [str(p.dtype).removeprefix("torch.") for p in program.inputs],
+            "input_shapes": [list(p.shape) for p in program.inputs],
+            "outputs": [p.name for p in program.outputs],
+            "delegated": written.delegated,
+            "portable": written.portable,
+            "subgraphs": written.subgraphs,
+            "planned_bytes": file.planned_bytes(),
+            "kernel_modules": list(written.kernels),
+            "delegate_modules": {str(handle): path for handle, path in written.handles.items()},
+            "weights": locate(file, program),
+        }
+        return Artifact(self.name, into, _FILE, options, _notes(options))
+
+    def runner(self, artifact: Artifact) -> Runner | Unavailable:
+        """ExecuTorch's own runtime for Python, in a process of its own."""
+        missing = _missing()
+        if missing:
+            return Unavailable(missing)
+        command = (sys.executable, "-m", "planish_targets.executorch.run")
+        return Runner(command, Evidence.EXECUTED, "ExecuTorch runtime (XNNPACK)")
+
+    def placement(self, artifact: Artifact) -> Placement:
+        """Per operation, from the file; source modules are known for artifacts that planish lowered."""
+        from planish_targets.executorch.placement import placement
+
+        kernels, handles = artifact.options.get("kernel_modules", []), artifact.options.get("delegate_modules", {})
+        assert isinstance(kernels, list) and isinstance(handles, dict)
+        return placement(open_pte(artifact.path), kernels, handles)
+
+    def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:
+        """Integers and scales from the bytes of the file."""
+        from planish_targets.executorch.weights import read
+
+        places = artifact.options.get("weights")
+        if not isinstance(places, dict):
+            raise PlanishError(
+                "a .pte holds no weight names, and this artifact comes without planish's record of them",
+                str(artifact.path),
+                "read it through its bundle, or compile the model again",
+            )
+        return read(open_pte(artifact.path), places)
+
+    def inspect(self, path: Path) -> Mapping[str, object] | None:
+        """Operators, dtypes, ports and planned memory of a .pte file."""
+        if not is_pte(path) and path.suffix != ".pte":
+            return None
+        from planish_targets.executorch.placement import describe
+
+        return describe(open_pte(path))
+
+
+def _missing() -> str:
+    """Why executorch cannot be used here, or "" when it can."""
+    try:
+        found = version("executorch")
+        runtime = find_spec("executorch.runtime")
+    except (PackageNotFoundError, ModuleNotFoundError):
+        return f"executorch is not installed; {INSTALL}"
+    return "" if runtime else f"executorch {found} has no runtime for Python; {INSTALL}"
+
+
+def _notes(options: Mapping[str, object]) -> tuple[str, ...]:
+    return (
+        f"planned memory: {options['planned_bytes']:,} bytes, beside the weights and what XNNPACK allocates itself",
+        f"{options['delegated']} operations run in {options['subgraphs']} XNNPACK delegates, "
+        f"{options['portable']} in portable kernels",
+    )

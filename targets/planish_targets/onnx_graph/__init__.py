@@ -1,0 +1,1 @@
+"""ONNX as a form, shared by the targets that run it: translation, clean-up, lazily written weights."""

@@ -1,0 +1,107 @@
+"""Program to ONNX graph. Weights stay names until the file is written."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+from planish_passes.errors import PlanishError
+from planish_passes.program import Program, module_path, op_name
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Translations = Mapping[Any, Callable[..., Any]]
+
+
+def translate(program: Program, translations: Translations, opset: int) -> ir.Model:
+    """Translate with torch's own exporter; composites that a target keeps go through `translations`.
+
+    Args:
+        program: only composites that `translations` has may be left in it.
+        translations: torch operator -> function that emits ONNX.
+        opset: ai.onnx version.
+
+    Returns:
+        A model whose initializers have names, shapes and types but no data.
+
+    Raises:
+        PlanishError: an operator has no ONNX form; names it and its source module.
+    """
+    import torch.onnx
+
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                program.copy().exported,
+                dynamo=True,
+                opset_version=opset,
+                optimize=False,
+                verify=False,
+                verbose=False,
+                custom_translation_table=dict(translations),
+            )
+    except torch.onnx.errors.OnnxExporterError as problem:
+        raise _refusal(program, problem) from problem
+    assert exported is not None
+    model: ir.Model = exported.model
+    for value in model.graph.initializers.values():
+        if value.name in program.weights:
+            value.const_value = None
+    _name_ports(program, model)
+    _name_modules(program, model)
+    return model
+
+
+def _refusal(program: Program, problem: BaseException) -> PlanishError:
+    text = str(problem)
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+        text = f"{text}\n{problem}"
+    at = next((n for n in program.graph.nodes if n.op == "call_function" and f"%{n.name} " in text), None)
+    at = at or next((n for n in program.graph.nodes if n.op == "call_function" and str(n.target) in text), None)
+    where = f"{op_name(at)} in module {module_path(at) or '(top)'}" if at is not None else f"program {program.name!r}"
+    return PlanishError(
+        f"an operator has no ONNX form: {str(problem).strip().splitlines()[0]}",
+        where,
+        "the other targets may have one; drop this target, or report the model's config.json",
+    )
+
+
+def _name_ports(program: Program, model: ir.Model) -> None:
+    graph = model.graph
+    symbols: dict[str, str] = {}
+    for port, value in zip(program.inputs, graph.inputs, strict=True):
+        assert value.shape is not None
+        symbols |= {str(d): a for d, a in zip(value.shape, port.shape, strict=True) if isinstance(a, str)}
+    for ports, values in ((program.inputs, graph.inputs), (program.outputs, graph.outputs)):
+        for port, value in zip(ports, values, strict=True):
+            value.name = port.name
+    _rename_dimensions(model, symbols)
+
+
+def _rename_dimensions(model: ir.Model, symbols: dict[str, str]) -> None:
+    import onnx_ir as ir
+
+    nodes = (output for node in model.graph for output in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.outputs, *nodes):
+        if value.shape is not None:
+            dims = [d if isinstance(d, int) else symbols.get(str(d), str(d)) for d in value.shape]
+            value.shape = ir.Shape(dims)
+
+
+def _name_modules(program: Program, model: ir.Model) -> None:
+    """Each ONNX node remembers the FX node and the source module that it came from; the traces of torch go."""
+    modules = {n.name: module_path(n) for n in program.graph.nodes}
+    for node in model.graph:
+        name = node.metadata_props.get("pkg.torch.onnx.fx_node", "").split(" ", 1)[0].lstrip("%")
+        node.metadata_props.clear()
+        if name in modules:
+            node.metadata_props["planish.node"] = name
+            node.metadata_props["planish.module"] = modules[name]
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()

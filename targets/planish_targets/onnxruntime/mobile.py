@@ -1,0 +1,76 @@
+"""The form for reduced mobile builds: model.ort, and the list of operators and types that such a build needs.
+
+Both files use one copy of the weights: the .onnx file's external data points into the .ort file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from pathlib import Path
+
+ORT_FILE = "model.ort"
+SMALLEST = 1024  # tensors below this many bytes stay inside model.onnx
+
+
+def add_mobile_form(folder: Path, file: str) -> tuple[str, ...]:
+    """Write model.ort and the operator list next to `file`, and let `file` use the weights in model.ort.
+
+    Returns:
+        Notes for the user (tensors that ONNX Runtime changed while converting, so that both files hold them).
+    """
+    from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+
+    logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        convert_onnx_models_to_ort(
+            folder / file,
+            output_dir=folder,
+            optimization_styles=[OptimizationStyle.Fixed],
+            target_platform="arm",
+            enable_type_reduction=True,
+        )
+    kept = _share(folder, file)
+    if not kept:
+        return ()
+    return (f"{len(kept)} tensors are stored in both {file} and {ORT_FILE}: {', '.join(kept[:3])}",)
+
+
+def _share(folder: Path, file: str) -> list[str]:
+    """Point the external data of `file` into model.ort; tensors whose bytes are not there move into `file`."""
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    model = onnx.load(folder / file)
+    stored = _offsets(folder / ORT_FILE)
+    missing = []
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) < SMALLEST:
+            continue
+        at = stored.get(tensor.name)
+        if at is None or at[1] != tensor.raw_data:
+            missing.append(tensor.name)
+            continue
+        data = tensor.raw_data
+        set_external_data(tensor, ORT_FILE, offset=at[0], length=len(data))
+        tensor.ClearField("raw_data")
+    onnx.save(model, folder / file)
+    (folder / f"{file}.data").unlink()
+    return missing
+
+
+def _offsets(path: Path) -> dict[str, tuple[int, bytes]]:
+    """Initializer name -> (offset in the file, bytes)."""
+    import numpy as np
+    from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
+
+    buffer = np.fromfile(path, dtype=np.uint8)
+    graph = InferenceSession.GetRootAs(buffer.data, 0).Model().Graph()
+    base, found = buffer.ctypes.data, {}
+    for number in range(graph.InitializersLength()):
+        tensor = graph.Initializers(number)
+        if tensor.RawDataLength():
+            raw = tensor.RawDataAsNumpy()
+            found[tensor.Name().decode()] = (int(raw.ctypes.data - base), raw.tobytes())
+    return found

@@ -1,0 +1,136 @@
+"""The runner protocol, both sides: a folder in, a folder out, a process in between.
+
+In:  `artifact/` (the artifact's folder), `inputs.safetensors` (every tensor of every case, named `<case>/<input>`),
+     `call.json` {"protocol": 1, "target", "entry", "options", "cases": [...], "repeat", "threads"}.
+Out: `outputs.safetensors` (`<case>/<output>`), `device.json` {"protocol": 1, "device", "versions": {...},
+     "evidence"?, "seconds": {case: [..]}, "peak_rss_bytes"?, "load_seconds"?};
+     or `error.json` {"what", "where", "hint"} and a non-zero exit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from planish_targets.contract import Artifact, Evidence, Runner
+
+PROTOCOL = 1
+Cases = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run that returned outputs.
+
+    Args:
+        outputs: case -> output name -> tensor.
+        device: the runner's device.json.
+        evidence: grade of the run.
+    """
+
+    outputs: Cases
+    device: Mapping[str, object]
+    evidence: Evidence
+
+    def seconds(self, case: str) -> list[float]:
+        """Wall seconds of each repetition of one case."""
+        timed = self.device.get("seconds", {})
+        return [float(s) for s in timed.get(case, [])] if isinstance(timed, dict) else []
+
+
+@dataclass(frozen=True)
+class Broke:
+    """A run that did not return outputs: what happened, in one sentence, and the end of its error output."""
+
+    reason: str
+    log: str = ""
+
+
+def run(
+    runner: Runner, artifact: Artifact, cases: Cases, *, repeat: int = 1, threads: int = 1, timeout: float = 600.0
+) -> Ran | Broke:
+    """Run every case of inputs through the runner's process.
+
+    Args:
+        runner: the command.
+        artifact: what to run.
+        cases: case name -> input name -> tensor.
+        repeat: timed repetitions of each case.
+        threads: threads inside the runtime.
+        timeout: seconds until the process is killed.
+    """
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory(prefix="planish-run-") as scratch:
+        given, returned = Path(scratch, "in"), Path(scratch, "out")
+        given.mkdir()
+        returned.mkdir()
+        _place(artifact.folder, given / "artifact")
+        flat = {f"{case}/{name}": t.contiguous() for case, tensors in cases.items() for name, t in tensors.items()}
+        save_file(flat, str(given / "inputs.safetensors"))
+        call = {
+            "protocol": PROTOCOL,
+            "target": artifact.target,
+            "entry": artifact.entry,
+            "options": dict(artifact.options),
+            "cases": list(cases),
+            "repeat": repeat,
+            "threads": threads,
+        }
+        (given / "call.json").write_text(json.dumps(call, indent=1))
+        broke = _execute([*runner.command, str(given), str(returned)], timeout, threads, returned)
+        if broke is not None:
+            return broke
+        try:
+            device = json.loads((returned / "device.json").read_text())
+            flat = load_file(str(returned / "outputs.safetensors"))
+        except (OSError, ValueError) as problem:
+            return Broke(f"the runner wrote no readable result: {problem}")
+    outputs: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        case, _, name = key.partition("/")
+        outputs.setdefault(case, {})[name] = tensor
+    missing = [case for case in cases if case not in outputs]
+    if missing:
+        return Broke(f"the runner returned nothing for {', '.join(missing)}")
+    return Ran(outputs, device, Evidence(device.get("evidence", runner.evidence)))
+
+
+def _place(folder: Path, at: Path) -> None:
+    # A link is enough for a local process; a runner that ships the folder elsewhere follows it (tar -h, rsync -L).
+    try:
+        at.symlink_to(folder.resolve(), target_is_directory=True)
+    except OSError:
+        shutil.copytree(folder, at)
+
+
+def _execute(command: list[str], timeout: float, threads: int, returned: Path) -> Broke | None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONFAULTHANDLER": "1"}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=timeout, errors="replace", check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Broke(f"no result within {timeout:g} s; the process was stopped")
+    except OSError as problem:
+        return Broke(f"the runner cannot be started: {problem}")
+    if done.returncode == 0:
+        return None
+    log = (done.stderr or done.stdout)[-4000:]
+    report = returned / "error.json"
+    if report.is_file():
+        told = json.loads(report.read_text())
+        return Broke(f"{told.get('what')} ({told.get('where')})", log)
+    if done.returncode < 0:
+        return Broke(f"the runtime crashed with {signal.Signals(-done.returncode).name}", log)
+    last = log.strip().splitlines()[-1] if log.strip() else "no message"
+    return Broke(f"the runner exited with {done.returncode}: {last}", log)

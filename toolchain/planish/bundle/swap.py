@@ -1,0 +1,183 @@
+"""Replace a folder so that, killed at any moment, either the old one stands or the new one.
+
+The new folder is built beside the old one as `.NAME.new-*`. Linux exchanges the two names in one step
+(renameat2(2), RENAME_EXCHANGE). Elsewhere the old folder is moved to `.NAME.old-*` for a moment; a process killed
+within that moment leaves it there, and `recover` moves it back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from planish.bundle.files import settle, settle_folder
+
+if sys.platform != "win32":
+    import fcntl
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_ABANDONED = 24 * 3600  # seconds; only where locks do not exist
+_ATTEMPTS = 20
+
+
+@contextmanager
+def replacing(at: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+    """Yield a new empty folder that takes the place of `at` when the block ends without an exception.
+
+    Args:
+        at: the folder to make or replace; its parent must exist.
+        check: called with `at` when it exists, right before it is replaced; raises to refuse.
+
+    Raises:
+        OSError: the file system refused; `at` is as it was and nothing is left behind.
+    """
+    recover(at)
+    _clean(at)
+    new, lock = _make(at)
+    try:
+        yield new
+        settle(new)
+        replaced = _install(new, at, check)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+    settle_folder(at.parent)
+    for folder in replaced:
+        # What cannot be removed now is removed by the next write: the new bundle stands either way.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def recover(at: Path) -> None:
+    """Move the old folder back if a process was killed while it was out of the way.
+
+    Raises:
+        OSError: the rename was refused.
+    """
+    aside = _siblings(at, "old") if not os.path.lexists(at) else []
+    if not aside:
+        return
+    newest = max(aside, key=lambda p: p.stat().st_mtime_ns)
+    try:
+        os.rename(newest, at)
+    except OSError:
+        if not at.is_dir():  # otherwise another process was faster
+            raise
+
+
+def _siblings(at: Path, kind: str) -> list[Path]:
+    if not at.parent.is_dir():
+        return []
+    prefix = f".{at.name}.{kind}-"
+    return [at.with_name(name) for name in os.listdir(at.parent) if name.startswith(prefix)]
+
+
+def _sibling(at: Path, kind: str) -> Path:
+    return at.with_name(f".{at.name}.{kind}-{secrets.token_hex(4)}")
+
+
+def _make(at: Path) -> tuple[Path, int | None]:
+    for _ in range(_ATTEMPTS):
+        new = _sibling(at, "new")
+        new.mkdir()
+        free, lock = _try_lock(new)
+        # Between mkdir and lock another process may have taken it for abandoned.
+        if free and new.exists():
+            return new, lock
+        if lock is not None:
+            os.close(lock)
+    raise OSError(f"cannot make a folder beside {at.name}: other processes remove it")
+
+
+def _try_lock(folder: Path) -> tuple[bool, int | None]:
+    """(True, handle) when this process now owns the folder; (True, None) where locks do not exist."""
+    if sys.platform == "win32":
+        return True, None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False, None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return False, None
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return True, None
+    return True, handle
+
+
+def _clean(at: Path) -> None:
+    for folder in [*_siblings(at, "new"), *_siblings(at, "old")]:
+        free, lock = _try_lock(folder)
+        # Locked: another process works on it. `at` missing: the old folder is all there is.
+        if free and (lock is not None or _age(folder) > _ABANDONED) and (".new-" in folder.name or os.path.lexists(at)):
+            shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _age(folder: Path) -> float:
+    try:
+        return time.time() - folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _install(new: Path, at: Path, check: Callable[[Path], None]) -> list[Path]:
+    """Give `new` the name `at`; returns folders that are now in nobody's way."""
+    replaced: list[Path] = []
+    for _ in range(_ATTEMPTS):
+        if os.path.lexists(at):
+            check(at)
+            if _exchange(new, at):
+                return [*replaced, new]
+            old = _sibling(at, "old")
+            os.rename(at, old)
+        else:
+            old = None
+        try:
+            os.rename(new, at)
+        except OSError:
+            if not os.path.lexists(at):
+                if old is not None:
+                    os.rename(old, at)
+                raise
+            # Another process took the name in between: once more, against what stands there now.
+            replaced += _retire(at, old)
+            continue
+        return replaced + _retire(at, old)
+    raise OSError(f"other processes keep writing {at.name}")
+
+
+def _retire(at: Path, old: Path | None) -> list[Path]:
+    # A folder named `.old` may come back through `recover`; one that is replaced for good must not.
+    if old is None:
+        return []
+    gone = _sibling(at, "new")
+    try:
+        os.rename(old, gone)
+    except FileNotFoundError:  # another process moved it back, or away
+        return []
+    return [gone]
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    done = call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE))
+    return bool(done == 0)

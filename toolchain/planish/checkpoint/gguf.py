@@ -1,0 +1,195 @@
+"""GGUF files: tensors stay in their quantised blocks on disk and are unpacked one by one.
+
+Names and layout changes follow transformers: conversion rules for the architectures that have them
+(transformers.integrations.gguf), name map and tensor processors for the others (modeling_gguf_pytorch_utils).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from planish.checkpoint.mapped import MappedFile
+from planish.checkpoint.safetensors import AGAIN
+from planish_passes.errors import PlanishError
+from planish_passes.weights import TensorSpec
+
+
+class GgufFile:
+    """The tensors of one file under their GGUF names, each read as float32.
+
+    Raises:
+        PlanishError: not a GGUF file, truncated, or a tensor of a type that cannot be unpacked.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from transformers.integrations.gguf.reader import GgufHeader
+
+        self._file = MappedFile.open(path)
+        self.paths = (path,)
+        try:
+            self.header = GgufHeader.from_file(str(path))
+        except (ValueError, struct.error, UnicodeDecodeError, MemoryError) as error:
+            raise PlanishError(f"The GGUF header is not readable: {error}.", str(path), AGAIN) from error
+        self._infos = {info.name: info for info in self.header.tensors}
+        self._check()
+
+    def keys(self) -> Iterable[str]:
+        """GGUF names in file order."""
+        return self._infos.keys()
+
+    def spec(self, key: str) -> TensorSpec:
+        """Shape in torch's order, float32."""
+        return TensorSpec(tuple(self._infos[key].shape), torch.float32)
+
+    def read(self, key: str) -> Tensor:
+        """Unpack one tensor to float32."""
+        return torch.from_numpy(np.array(self.values(key)))
+
+    def values(self, key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The unpacked values as a numpy array (a read-only view of the file when they are stored as float32)."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+        info = self._infos[key]
+        kind = GGMLQuantizationType(info.ggml_type)
+        begin, end = self._range(key)
+        raw = np.frombuffer(self._file.pages, dtype=np.uint8, count=end - begin, offset=begin)
+        block, size = GGML_QUANT_SIZES[kind]
+        rows = raw.reshape(*info.shape[:-1], info.shape[-1] // block * size)
+        return dequantize(rows, kind).reshape(info.shape)
+
+    def where(self, key: str) -> str:
+        """The name of the file."""
+        return self.paths[0].name
+
+    def release(self, key: str) -> None:
+        """Give the pages of one tensor back."""
+        self._file.release(*self._range(key))
+
+    def _range(self, key: str) -> tuple[int, int]:
+        info = self._infos[key]
+        begin = self.header.data_start + info.offset
+        return begin, begin + info.nbytes
+
+    def _check(self) -> None:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        path, last = self.paths[0], max((self._range(key)[1] for key in self._infos), default=0)
+        for key, info in self._infos.items():
+            kind = GGMLQuantizationType(info.ggml_type)
+            block = GGML_QUANT_SIZES[kind][0]
+            if not info.shape or info.shape[-1] % block:
+                fault = f"rows of {list(info.shape)} do not divide into {kind.name} blocks of {block}"
+                raise PlanishError(f"The tensor {key} is damaged: {fault}.", str(path), AGAIN)
+            if self._range(key)[1] > len(self._file):
+                missing = last - len(self._file)
+                raise PlanishError(
+                    f"The file is truncated: {missing} of {last} bytes are missing, from the tensor {key} on.",
+                    str(path),
+                    AGAIN,
+                )
+
+
+@dataclass(frozen=True)
+class GgufNamed:
+    """The tensors of a GGUF file under transformers' names and in transformers' layout (permutes undone)."""
+
+    file: GgufFile
+    processor: Any
+    name_map: dict[str, str]  # GGUF name to transformers name, as transformers' processors want it
+    groups: dict[str, tuple[str, ...]]  # transformers name to the GGUF tensors that it is made of
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The file."""
+        return self.file.paths
+
+    def keys(self) -> Iterable[str]:
+        """transformers names."""
+        return self.groups.keys()
+
+    def spec(self, key: str) -> TensorSpec:
+        """Found by running the layout change on zeros that take no memory."""
+        zeros = [np.broadcast_to(np.float32(0), self.file.spec(name).shape) for name in self.groups[key]]
+        with np.errstate(all="ignore"):
+            return TensorSpec.of(self._process(key, zeros))
+
+    def read(self, key: str) -> Tensor:
+        """Unpack and bring into transformers' layout, float32."""
+        return self._process(key, (self.file.values(name) for name in self.groups[key]))
+
+    def where(self, key: str) -> str:
+        """The name of the file."""
+        return self.file.where(key)
+
+    def release(self, key: str) -> None:
+        """Give the pages back."""
+        for name in self.groups[key]:
+            self.file.release(name)
+
+    def _process(self, key: str, values: Iterable[np.ndarray[Any, Any]]) -> Tensor:
+        # Processors that merge tensors (experts) put the result here themselves and return no name.
+        parsed: dict[str, dict[str, Tensor]] = {"tensors": {}}
+        for name, value in zip(self.groups[key], values, strict=True):
+            done = self.processor.process(
+                weights=value, name=name, tensor_key_mapping=self.name_map, parsed_parameters=parsed
+            )
+            if done.name is not None:
+                # A processor may hand back its input: a view of the file, which must not be written to.
+                parsed["tensors"][self.name_map[done.name]] = torch.from_numpy(np.array(done.weights))
+        return parsed["tensors"][key]
+
+
+def name_tensors(file: GgufFile, model: nn.Module) -> tuple[GgufFile | GgufNamed, list[Any] | None]:
+    """A GGUF file as a checkpoint for one model, and the name rules to use (None: the model's own).
+
+    Raises:
+        PlanishError: transformers has no mapping for this architecture.
+    """
+    from transformers.integrations.gguf.utils import get_gguf_conversion_mapping, is_gguf_arch_supported
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    architecture = file.header.architecture
+    if is_gguf_arch_supported(architecture):
+        return file, get_gguf_conversion_mapping(architecture, model.config)
+    config: Any = model.config
+    make: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+    processor = make(config=config.to_dict())
+    try:
+        with _one_table():
+            name_map = get_gguf_hf_weights_map(model, processor)
+    except (NotImplementedError, AttributeError) as error:
+        raise PlanishError(
+            f"The GGUF architecture {architecture} is not known to transformers: {error}.",
+            str(file.paths[0]),
+            "use the original model (folder or hub id) instead",
+        ) from error
+    groups: dict[str, tuple[str, ...]] = {}
+    stored = file.keys()
+    for name in stored:
+        target = name_map.get(name) or name_map.get(name.removesuffix(".weight"))
+        # A tensor that the model does not take keeps its GGUF name and is reported as unused.
+        groups[target or name] = (*groups.get(target or name, ()), name)
+    return GgufNamed(file, processor, name_map, groups), None
+
+
+@contextmanager
+def _one_table() -> Iterator[None]:
+    # transformers builds gguf's name table, always the same, anew for every submodule: seconds for a deep model.
+    import gguf
+
+    original = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = cache(original)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = original

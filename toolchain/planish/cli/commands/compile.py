@@ -1,0 +1,227 @@
+"""planish compile"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from planish.cli import options
+from planish.cli.console import emit_json, out, results_only
+from planish.cli.guard import GATE, Told, UsageError, tell
+from planish.cli.progress import megabytes, peak_memory, progress
+
+if TYPE_CHECKING:
+    from planish.compiled import Compiled
+    from planish.request import Request
+
+_LARGE = 64 * 1024  # bytes; biases and norms, which stay float by design, are smaller
+
+
+def compile_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="Model folder, hub id, or .gguf file.", show_default=False),
+    ] = None,
+    targets: options.Targets = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="Quantisation recipe.  [default: float]")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Bundle to write.  [default: NAME-RECIPE.planish]"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="Request file; flags win over it.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="Task; inferred from the model when left out.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(metavar="REV", help="Branch, tag or commit of a hub model.")] = None,
+    trust_remote_code: Annotated[
+        bool | None,
+        typer.Option("--trust-remote-code/--no-trust-remote-code", help="Run code that comes with the model."),
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Length, where shapes are fixed.")
+    ] = None,
+    dynamic: Annotated[
+        bool | None,
+        typer.Option("--dynamic/--fixed", help="Dynamic or fixed shapes, for all targets."),
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gate",
+            metavar="NAME=LIMIT",
+            help="Limit of a gate: cosine, agreement, capture, lowering, placement; repeatable.",
+        ),
+    ] = None,
+    keep_failed: Annotated[
+        bool | None,
+        typer.Option("--keep-failed/--no-keep-failed", help="Write the bundle also on exit 3."),
+    ] = None,
+    runner: options.RunnerPairs = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=256, metavar="N", help="Threads of the runtimes.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Limit of one run.")] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Compile a model for one or more targets, check every artifact, write one bundle.
+
+    \b
+    Examples:
+      planish compile ./my-model -r int8
+      planish compile BAAI/bge-small-en-v1.5 -t onnxruntime,coreml -o out.planish
+      planish compile ./my-model --sequence-length 256 --gate cosine=0.999
+      planish compile ./my-model --runner directml="ssh winbox planish-run"
+      planish compile -c planish.toml --threads 2
+
+    Without -t it compiles for every target that `planish targets` lists, but the reference. Every flag is also a key of
+    the request file:
+
+    \b
+      model = "./my-model"        # relative to the file
+      targets = ["onnxruntime", "coreml"]
+      recipe = "int8"
+      sequence_length = 256
+      [gates]
+      cosine = 0.999
+      [runner]
+      directml = "ssh winbox planish-run"
+    """
+    flags = {
+        "model": model,
+        "targets": options.names(targets) or None,
+        "recipe": recipe,
+        "output": output,
+        "task": task,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "sequence_length": sequence_length,
+        "dynamic": dynamic,
+        "gates": options.numbers(gate, "--gate") or None,
+        "keep_failed": keep_failed,
+        "runner": options.pairs(runner, "--runner") or None,
+        "threads": threads,
+        "timeout": timeout,
+    }
+    if model is None and config is None:
+        here = Path("planish.toml").is_file()
+        hint = "planish compile -c planish.toml" if here else "planish compile MODEL, or planish compile -c planish.toml"
+        raise UsageError("No model is given.", "MODEL", hint)
+    from planish.request import load_request
+
+    request = load_request(config, {key: value for key, value in flags.items() if value is not None})
+    done = run(request, quiet, verbose)
+    if as_json:
+        emit_json(summary(done))
+    else:
+        show(done)
+    if done.compiled.failed:
+        _tell_failed(done)
+        raise typer.Exit(GATE)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished compile.
+
+    Args:
+        bundle: None when a gate failed and --keep-failed was not given.
+        sizes: target -> bytes of its artifact.
+        seconds: wall time.
+    """
+
+    compiled: Compiled
+    bundle: Path | None
+    sizes: Mapping[str, int]
+    seconds: float
+
+
+def run(request: Request, quiet: bool, verbose: bool) -> Done:
+    """Compile and write.
+
+    Raises:
+        PlanishError: see compile_model and write_bundle; or the output is in the way.
+    """
+    from planish.cli.output import bundle_name, workspace
+
+    began = time.monotonic()
+    at = request.output or Path(bundle_name(request.model, request.recipe))
+    with progress(quiet) as shown, results_only(verbose):
+        shown.stage("start", "torch, transformers")
+        from planish.build import compile_model
+        from planish.bundle import write_bundle
+        from planish.bundle.write import check_replaceable
+        from planish.cli.results import artifact_sizes
+
+        if os.path.lexists(at):
+            check_replaceable(at)
+        with workspace(at) as folder:
+            compiled = compile_model(request, shown, folder)
+            sizes = artifact_sizes(compiled.targets)
+            bundle = None
+            if not compiled.failed or request.keep_failed:
+                shown.stage("bundle", str(at))
+                bundle = write_bundle(compiled, at)
+    return Done(compiled, bundle, sizes, time.monotonic() - began)
+
+
+def summary(done: Done) -> Mapping[str, Any]:
+    """The result as JSON values."""
+    from planish.cli.results import results_to_json
+
+    compiled = done.compiled
+    return {
+        "ok": not compiled.failed,
+        "bundle": done.bundle,
+        "model": compiled.request.model,
+        "task": compiled.source.task,
+        "architecture": compiled.source.architecture,
+        "recipe": compiled.request.recipe,
+        "seconds": round(done.seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+        **results_to_json(compiled, done.sizes),
+        "refused": compiled.refused,
+        "notes": compiled.notes,
+    }
+
+
+def show(done: Done) -> None:
+    """The verdict table, what to know, and where the bundle is."""
+    from planish.cli.output import model_name
+    from planish.cli.results import show_results, size
+
+    compiled, console = done.compiled, out()
+    title = f"{model_name(compiled.request.model)}: {compiled.source.architecture}, {compiled.source.task}, recipe {compiled.request.recipe}"
+    show_results(compiled, done.sizes, title)
+    for note in dict.fromkeys(
+        [*compiled.notes, *(n for t in compiled.targets if t.artifact for n in t.artifact.notes)]
+    ):
+        console.print(f"note: {note}", style="dim", soft_wrap=True)
+    kept = [w for w in compiled.weights if w.before == w.after and w.before >= _LARGE]
+    if kept and compiled.request.recipe != "float":
+        total = size(sum(w.after for w in kept))
+        console.print(f"note: {len(kept)} weights stay float ({total}); report.json has the reasons", style="dim")
+    console.print(f"{done.seconds:.1f} s, peak memory {megabytes(peak_memory())}", style="dim")
+    if done.bundle is not None:
+        console.print("bundle", style="bold", end="  ")
+        console.print(str(done.bundle), soft_wrap=True)
+
+
+def _tell_failed(done: Done) -> None:
+    failed = done.compiled.failed
+    what = f"{len(failed)} gates failed" if len(failed) > 1 else "A gate failed"
+    where = ", ".join(f"{name} {verdict.check}" for name, verdict in failed)
+    if done.bundle is None:
+        hint = "no bundle was written; --keep-failed writes it, --gate NAME=LIMIT changes a limit"
+    else:
+        hint = "the bundle was written all the same, as --keep-failed asks; its manifest says that it failed"
+    tell(Told(f"{what}.", where, hint))

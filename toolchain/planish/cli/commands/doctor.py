@@ -1,0 +1,116 @@
+"""planish doctor"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from planish.cli import options
+from planish.cli.console import emit_json, out, results_only
+from planish.cli.guard import FAILED
+
+if TYPE_CHECKING:
+    from planish.doctor import Finding, Health, TargetHealth
+
+
+def doctor_command(
+    targets: options.Targets = None,
+    as_json: options.Json = False,
+) -> None:
+    """Tell what can be compiled and run on this machine, and the command that mends what cannot.
+
+    \b
+    Examples:
+      planish doctor
+      planish doctor -t coreml
+      planish doctor --json
+
+    Exit code 0: planish itself and the targets given with -t are fine; without -t, all targets that are installed, and
+    there is at least one. Warnings do not count. Exit code 1: otherwise.
+    """
+    asked = options.names(targets)
+    with results_only():
+        from planish.doctor import examine
+
+        health = examine(asked)
+    ok = health.ok(asked)
+    if as_json:
+        emit_json({"ok": ok, **report(health)})
+    else:
+        show(health, ok)
+    if not ok:
+        raise typer.Exit(FAILED)
+
+
+def report(health: Health) -> dict[str, object]:
+    """The examination as JSON values."""
+    return {
+        "planish": health.planish,
+        "machine": health.machine,
+        "packages": [
+            {"package": p.package, "wanted": p.window, "installed": p.installed, "ok": p.ok} for p in health.packages
+        ],
+        "findings": health.findings,
+        "targets": [
+            {
+                "target": t.name,
+                "ok": t.ok,
+                "installed": t.installed,
+                "evidence": t.evidence,
+                "device": t.device,
+                "packages": [
+                    {"package": r.package, "wanted": r.window, "installed": r.installed, "ok": r.ok}
+                    for r in t.requirements
+                ],
+                "findings": t.findings,
+            }
+            for t in health.targets
+        ],
+    }
+
+
+def show(health: Health, ok: bool) -> None:
+    """Machine, one row per target, then each finding with what mends it."""
+    from rich.table import Table
+
+    from planish.cli.results import size
+
+    console, machine = out(), health.machine
+    console.print(f"planish {health.planish or '(source tree)'}", style="bold")
+    memory = "unknown" if machine.memory is None else size(machine.memory)
+    free = "" if machine.memory_free is None else f", {size(machine.memory_free)} free"
+    console.print(f"  Python {machine.python}, {machine.platform}, {machine.cores} cores")
+    console.print(f"  memory {memory}{free}; disk {size(machine.disk_free)} free")
+    console.print(f"  Hugging Face hub {machine.hub}\n", soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for heading in ("target", "state", "evidence here", "runs on", "packages"):
+        table.add_column(heading, overflow="fold")
+    for target in health.targets:
+        table.add_row(*_row(target))
+    console.print(table)
+    console.print()
+    found: list[tuple[str, Finding]] = [("planish", f) for f in health.findings]
+    found += [(t.name, f) for t in health.targets for f in t.findings]
+    for name, finding in found:
+        console.print("problem" if finding.grave else "warning", style="red" if finding.grave else "yellow", end="  ")
+        console.print(f"{name}: {finding.what}", soft_wrap=True)
+        console.print(f"         {finding.mend}", style="bold", soft_wrap=True)
+    if found:
+        console.print()
+    console.print("ready" if ok else "not ready", style="bold green" if ok else "bold red")
+
+
+def _row(target: TargetHealth) -> tuple[object, ...]:
+    from rich.text import Text
+
+    state = "ready" if target.ok else "problem" if target.installed else "not installed"
+    style = {"ready": "green", "problem": "red", "not installed": "dim"}[state]
+    packages = ", ".join(f"{r.package} {r.installed or '-'}" for r in target.requirements)
+    return (
+        Text(target.name),
+        Text(state, style),
+        Text(str(target.evidence or "-")),
+        Text(target.device if target.evidence else "-"),
+        Text(packages),
+    )

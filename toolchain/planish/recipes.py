@@ -1,0 +1,59 @@
+"""Recipes: what is quantised, how, and what quality they promise."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planish_passes.errors import PlanishError
+from planish_passes.weights import WeightFormat
+from planish_targets.contract import Recipe
+
+
+@dataclass(frozen=True)
+class RecipeSpec:
+    """A recipe.
+
+    Args:
+        name: what users write after --recipe.
+        summary: one line for --help.
+        format: format of quantised weights; None = none are quantised.
+        cosine: smallest cosine similarity to the original model that passes (the quality gate).
+        agreement: smallest share of equal argmax decisions that passes, for tasks that decide (0..1).
+    """
+
+    name: str
+    summary: str
+    format: WeightFormat | None
+    cosine: float
+    agreement: float
+
+    @property
+    def for_target(self) -> Recipe:
+        """The part of the recipe that targets see."""
+        return Recipe(self.name, self.format.bits if self.format else 0)
+
+
+RECIPES: Mapping[str, RecipeSpec] = {
+    r.name: r
+    for r in (
+        RecipeSpec("float", "no quantisation; float16 where the target wants it", None, 0.9999, 0.99),
+        RecipeSpec(
+            "int8", "8-bit weights, one scale per output channel (linears, embeddings)", WeightFormat(8), 0.99, 0.9
+        ),
+    )
+}
+
+
+def find_recipe(name: str) -> RecipeSpec:
+    """The recipe of that name.
+
+    Raises:
+        PlanishError: no such recipe; suggests the nearest.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    near = difflib.get_close_matches(name, RECIPES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise PlanishError(f"unknown recipe {name!r}", "--recipe", f"{hint}known recipes: {', '.join(RECIPES)}")

@@ -1,0 +1,106 @@
+"""Find where two runs begin to differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from planish.verdict import Divergence
+from planish.verify.cases import Case
+from planish.verify.compare import valid
+from planish_passes.interpret import interpret
+from planish_passes.program import Program, module_path, op_name
+
+
+def relative_error(found: Tensor, truth: Tensor) -> float:
+    """max|found - truth| / max|truth|; infinity when the shapes differ or a value is not finite."""
+    if found.shape != truth.shape or not bool(torch.isfinite(found).all()):
+        return float("inf")
+    scale = float(truth.abs().max()) if truth.numel() else 0.0
+    return float((found.double() - truth.double()).abs().max()) / max(scale, 1e-12) if truth.numel() else 0.0
+
+
+def first(pairs: Iterable[tuple[fx.Node, Tensor, Tensor]], limit: float) -> Divergence | None:
+    """The first node (in execution order) whose error exceeds the limit, else the one with the largest error."""
+    largest: Divergence | None = None
+    for node, found, truth in pairs:
+        error = relative_error(found, truth)
+        here = Divergence(node.name, op_name(node), module_path(node), error)
+        if error > limit:
+            return here
+        if largest is None or error > largest.relative_error:
+            largest = here
+    return largest
+
+
+def against_model(program: Program, model: nn.Module, case: Case, limit: float) -> Divergence | None:
+    """Compare each leaf module's output in the original model with the program's value at the same module path."""
+    truth = _module_outputs(model, case)
+    pairs: list[tuple[fx.Node, Tensor, Tensor]] = []
+    seen: dict[str, int] = {}
+
+    def tap(node: fx.Node, value: Tensor) -> None:
+        path = module_path(node)
+        if path in truth and op_name(node) in _LEAVES:
+            number = seen.get(path, 0)
+            seen[path] = number + 1
+            if number < len(truth[path]) and truth[path][number].shape == value.shape:
+                pairs.append((node, valid(value, case), valid(truth[path][number], case)))
+
+    interpret(program, case.inputs, tap=tap)
+    return first(pairs, limit)
+
+
+_LEAVES = frozenset(
+    [
+        "aten.linear",
+        "aten.layer_norm",
+        "aten.embedding",
+        "aten.conv1d",
+        "aten.conv2d",
+        "aten.batch_norm",
+        "aten.gelu",
+        "aten.relu",
+        "planish.linear_q",
+        "planish.embedding_q",
+    ]
+)
+
+
+def _module_outputs(model: nn.Module, case: Case) -> dict[str, list[Tensor]]:
+    outputs: dict[str, list[Tensor]] = {}
+    handles = []
+    for path, module in model.named_modules():
+        if not any(module.children()):
+            handles.append(module.register_forward_hook(_Collector(path, outputs)))
+    try:
+        with torch.no_grad():
+            model(**case.inputs, return_dict=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+class _Collector:
+    def __init__(self, path: str, outputs: dict[str, list[Tensor]]) -> None:
+        self.path, self.outputs = path, outputs
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self.outputs.setdefault(self.path, []).append(output.detach().clone())
+
+
+def against_taps(program: Program, case: Case, found: Mapping[str, Tensor], limit: float) -> Divergence | None:
+    """Compare tapped values of an artifact (node name -> value) with the program's own."""
+    pairs: list[tuple[fx.Node, Tensor, Tensor]] = []
+
+    def tap(node: fx.Node, value: Tensor) -> None:
+        if node.name in found:
+            pairs.append((node, valid(found[node.name], case), valid(value, case)))
+
+    interpret(program, case.inputs, tap=tap)
+    return first(pairs, limit)

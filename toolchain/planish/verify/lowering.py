@@ -1,0 +1,139 @@
+"""Did lowering break? An artifact, on its own runtime, against the yardstick. Tight: in multiples of rounding noise."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from planish.verdict import Divergence, Failed, Metric, NotRun, Passed, Verdict
+from planish.verify.cases import Case
+from planish.verify.compare import Outputs, worst
+from planish.verify.diverge import against_taps
+from planish.verify.quality import run_program
+from planish_passes.errors import PlanishError
+from planish_passes.interpret import interpret
+from planish_passes.program import Program
+from planish_passes.taps import with_taps
+from planish_targets import runner as protocol
+from planish_targets.contract import Artifact, Evidence, Numerics, Recipe, Runner, Target, Unavailable
+
+NOISE_MULTIPLE = 4.0  # how many times the yardstick's own rounding noise an artifact may be away from it
+FLOORS = {torch.float32: 2e-6, torch.float16: 1e-3}  # relative; below this, noise itself is not measurable
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to run artifacts: threads, time limit, and the command that stands in for a target's own runner."""
+
+    threads: int = 1
+    timeout: float = 600.0
+    commands: Mapping[str, str] = None  # type: ignore[assignment]
+
+    def runner(self, target: Target, artifact: Artifact) -> Runner | Unavailable:
+        """The user's command for this target, else the target's own. A command must state its grade in device.json;
+        `emulated` is all that it earns without."""
+        command = (self.commands or {}).get(target.name)
+        if command:
+            return Runner(shlex.split(command), Evidence.EMULATED, command)
+        return target.runner(artifact)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Verdict of a lowering check, with what it measured on the way."""
+
+    verdict: Verdict
+    latency: Mapping[str, float]
+    device: str
+    truth: Mapping[str, Outputs]
+
+
+def noise(program: Program, cases: Sequence[Case], truth: Mapping[str, Outputs], compute: torch.dtype) -> float:
+    """Relative rounding noise of the program itself, the larger of float32 against float64 and, for a coarser
+    `compute`, of rounding every intermediate value to it."""
+    cases = [c for c in cases if c.name != "longest"] or cases  # float64 is slow, and shorter inputs show the noise
+    exact = run_program(program, cases, torch.float64)
+    level = max(worst(cases, truth, exact, "relative").value, FLOORS[torch.float32])
+    if compute == torch.float32:
+        return level
+    rounded = {c.name: interpret(program, c.inputs, round_to=compute) for c in cases}
+    return max(level, worst(cases, rounded, truth, "relative").value, FLOORS[compute])
+
+
+def check_lowering(
+    target: Target,
+    artifact: Artifact,
+    yardstick: Program,
+    form: Program,
+    cases: Sequence[Case],
+    *,
+    recipe: Recipe,
+    numerics: Numerics,
+    execution: Execution,
+    multiple: float | None = None,
+) -> Lowered:
+    """Run the artifact and compare.
+
+    Args:
+        yardstick: the quantised program with the target's numerics.
+        form: the program that was lowered; on failure it is lowered again with taps to find the first bad layer.
+        multiple: allowed error in multiples of the noise (default `NOISE_MULTIPLE`).
+    """
+    truth = run_program(yardstick, cases)
+    runner = execution.runner(target, artifact)
+    if isinstance(runner, Unavailable):
+        return Lowered(NotRun("lowering", runner.reason), {}, "", truth)
+    repeat = 5 if runner.evidence is Evidence.EXECUTED else 1
+    feeds = {c.name: c.inputs for c in cases}
+    ran = protocol.run(runner, artifact, feeds, repeat=repeat, threads=execution.threads, timeout=execution.timeout)
+    if isinstance(ran, protocol.Broke):
+        return Lowered(Failed("lowering", runner.evidence, ran.reason), {}, runner.device, truth)
+    device = str(ran.device.get("device", runner.device))
+    latency = {c.name: statistics.median(s) for c in cases if (s := ran.seconds(c.name))}
+    missing = [o for c in cases for o in truth[c.name] if o not in ran.outputs[c.name]]
+    if missing:
+        reason = f"the runner did not return {', '.join(sorted(set(missing)))}"
+        return Lowered(Failed("lowering", ran.evidence, reason, (), device), latency, device, truth)
+    level = noise(yardstick, cases, truth, runner.compute or numerics.compute)
+    relative, absolute = (worst(cases, ran.outputs, truth, kind) for kind in ("relative", "max_abs"))
+    limit = (multiple or NOISE_MULTIPLE) * level
+    gate = Metric("relative", relative.value, limit, case=relative.case)
+    rows = worst(cases, ran.outputs, truth, "cosine")
+    metrics = (
+        gate,
+        Metric("max_abs", absolute.value, case=absolute.case),
+        Metric("cosine", rows.value, case=rows.case),
+        Metric("noise", level),
+    )
+    if gate.ok:
+        return Lowered(Passed("lowering", ran.evidence, metrics, device), latency, device, truth)
+    case = next(c for c in cases if c.name == relative.case)
+    diverged, remark = _locate(target, form, case, recipe, execution, limit)
+    reason = f"the artifact computes something else than the program{remark}"
+    return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, diverged), latency, device, truth)
+
+
+def _locate(
+    target: Target, form: Program, case: Case, recipe: Recipe, execution: Execution, limit: float
+) -> tuple[Divergence | None, str]:
+    with tempfile.TemporaryDirectory(prefix="planish-taps-") as folder:
+        try:
+            artifact = target.lower(with_taps(form), Path(folder), recipe)
+        except PlanishError as problem:
+            return None, f" (no layer can be named: {problem.what})"
+        runner = execution.runner(target, artifact)
+        if isinstance(runner, Unavailable):
+            return None, ""
+        ran = protocol.run(runner, artifact, {case.name: case.inputs}, timeout=execution.timeout)
+    if isinstance(ran, protocol.Broke):
+        return None, f" (no layer can be named: {ran.reason})"
+    diverged = against_taps(form, case, ran.outputs[case.name], limit)
+    if diverged is not None and diverged.relative_error <= limit:
+        return None, "; a fresh lowering of the same program agrees with it, so the written files are damaged"
+    return diverged, ""

@@ -1,0 +1,86 @@
+"""Did tracing or quantisation hurt? A program against the original model, which transformers loads on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from planish.verdict import Failed, Metric, Passed, Verdict
+from planish.verify.cases import Case
+from planish.verify.compare import Outputs, agreement, pooled, worst
+from planish.verify.diverge import against_model
+from planish_passes.interpret import interpret
+from planish_passes.program import Program
+from planish_targets.contract import Evidence
+
+CAPTURE_LIMIT = 1e-4  # relative; float32 rounding of deep models stays below, a lost mask or bias does not
+
+
+def eager(model: nn.Module, cases: Sequence[Case], outputs: Sequence[str]) -> dict[str, Outputs]:
+    """The original model's outputs, case by case."""
+    results: dict[str, Outputs] = {}
+    with torch.no_grad():
+        for case in cases:
+            given = model(**case.inputs, return_dict=True)
+            results[case.name] = {o: given[o] for o in outputs}
+    return results
+
+
+def run_program(program: Program, cases: Sequence[Case], compute: torch.dtype = torch.float32) -> dict[str, Outputs]:
+    """A program's outputs, case by case."""
+    return {c.name: interpret(program, c.inputs, compute=compute) for c in cases}
+
+
+def check_capture(
+    program: Program, model: nn.Module, cases: Sequence[Case], truth: Mapping[str, Outputs], limit: float | None
+) -> Verdict:
+    """The float program must compute what the model computes."""
+    found = run_program(program, cases)
+    relative = worst(cases, found, truth, "relative")
+    absolute = worst(cases, found, truth, "max_abs")
+    gate = Metric("relative", relative.value, limit or CAPTURE_LIMIT, case=relative.case)
+    metrics = (gate, Metric("max_abs", absolute.value, case=absolute.case))
+    if gate.ok:
+        return Passed("capture", Evidence.EXECUTED, metrics, "torch CPU")
+    diverged = against_model(program, model, next(c for c in cases if c.name == relative.case), gate.limit or 0)
+    return Failed(
+        "capture", Evidence.EXECUTED, "the traced program differs from the model", metrics, "torch CPU", diverged
+    )
+
+
+def check_quality(
+    program: Program,
+    model: nn.Module,
+    cases: Sequence[Case],
+    truth: Mapping[str, Outputs],
+    *,
+    metric: str,
+    cosine: float,
+    agree: float,
+) -> Verdict:
+    """A yardstick must stay close enough to the original model, as the recipe declares.
+
+    Args:
+        metric: "embedding" gates the cosine of mean-pooled outputs; "argmax" gates the cosine of rows and the share of
+            equal decisions.
+        cosine: smallest cosine that passes.
+        agree: smallest share of equal decisions that passes.
+    """
+    found = run_program(program, cases)
+    metrics = [Metric("max_abs", (w := worst(cases, found, truth, "max_abs")).value, case=w.case)]
+    rows = worst(cases, found, truth, "cosine")
+    if metric == "embedding":
+        name = next(iter(truth[cases[0].name]))
+        similar = (pooled(cases, found, name) * pooled(cases, truth, name)).sum(-1)
+        metrics.insert(0, Metric("cosine", float(similar.min()), cosine, at_most=False))
+        metrics.append(Metric("cosine_token", rows.value, case=rows.case))
+    else:
+        metrics.insert(0, Metric("cosine", rows.value, cosine, at_most=False, case=rows.case))
+        metrics.append(Metric("agreement", agreement(cases, found, truth), agree, at_most=False))
+    if all(m.ok for m in metrics):
+        return Passed("quality", Evidence.EXECUTED, tuple(metrics), "torch CPU")
+    diverged = against_model(program, model, next(c for c in cases if c.name == rows.case), 1 - cosine)
+    reason = "the program is too far from the original model"
+    return Failed("quality", Evidence.EXECUTED, reason, tuple(metrics), "torch CPU", diverged)

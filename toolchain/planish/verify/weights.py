@@ -1,0 +1,64 @@
+"""Are the integers right? In the program against the checkpoint, in each artifact against the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from planish.verdict import Failed, Metric, Passed, Verdict
+from planish_passes.program import Program
+from planish_passes.quantise import quantized
+from planish_passes.weights import QuantizedTensor, WeightStore
+from planish_targets.contract import Evidence
+
+HALF_STEP = 0.5 + 1e-3  # round to nearest is off by half a step at most; the rest is float32 division
+
+
+def check_program_weights(program: Program, original: WeightStore) -> Verdict:
+    """Every dequantised weight lies within half a quantisation step of the checkpoint's value.
+
+    A shifted, transposed, zeroed or truncated tensor does not, and neither does rounding down.
+
+    Args:
+        program: the quantised program.
+        original: weights before quantisation.
+    """
+    worst, at = 0.0, ""
+    for name, tensor in quantized(program).items():
+        weight = original.read(name).to(torch.float32)
+        groups = tensor.scales.shape[1]
+        error = (weight - tensor.dequantize()).abs().view(weight.shape[0], groups, -1)
+        steps = float((error / tensor.scales[..., None]).max())
+        if not steps <= worst:
+            worst, at = steps, name
+    metric = Metric("steps", worst, HALF_STEP, case=at)
+    if metric.ok:
+        return Passed("weights", Evidence.EXECUTED, (metric,), "torch CPU")
+    reason = f"weight {at!r} is {worst:.3g} quantisation steps away from the checkpoint"
+    return Failed("weights", Evidence.EXECUTED, reason, (metric,), "torch CPU")
+
+
+def check_artifact_weights(program: Program, found: Mapping[str, QuantizedTensor]) -> Verdict:
+    """The integers and scales read back from the artifact's files equal the program's, bit for bit."""
+    truth = quantized(program)
+    for name, tensor in truth.items():
+        if name not in found:
+            return _wrong(f"weight {name!r} is not in the artifact as integers")
+        if not torch.equal(found[name].values, tensor.values):
+            return _wrong(f"weight {name!r}: {_different(found[name].values, tensor.values)} integers differ")
+        if not torch.equal(found[name].scales.float(), tensor.scales):
+            return _wrong(f"weight {name!r}: {_different(found[name].scales.float(), tensor.scales)} scales differ")
+    return Passed(
+        "weights", Evidence.EXECUTED, (Metric("bit_equal_tensors", float(len(truth))),), "read from the files"
+    )
+
+
+def _different(a: torch.Tensor, b: torch.Tensor) -> str:
+    if a.shape != b.shape:
+        return f"all ({list(a.shape)} instead of {list(b.shape)})"
+    return f"{int((a != b).sum())} of {b.numel()}"
+
+
+def _wrong(reason: str) -> Failed:
+    return Failed("weights", Evidence.EXECUTED, reason, (), "read from the files")
