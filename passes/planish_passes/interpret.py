@@ -17,11 +17,18 @@ Tap = Callable[[fx.Node, Tensor], None]
 
 
 class _Reader(fx.Interpreter):
-    def __init__(self, program: Program, compute: torch.dtype, round_to: torch.dtype | None, tap: Tap | None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        compute: torch.dtype,
+        round_to: torch.dtype | None,
+        tap: Tap | None,
+        forced: Mapping[str, Tensor],
+    ) -> None:
         super().__init__(program.exported.graph_module, garbage_collect_values=True)
         self._names = program.weight_names()
         self._weights = program.weights
-        self._compute, self._round_to, self._tap = compute, round_to, tap
+        self._compute, self._round_to, self._tap, self._forced = compute, round_to, tap, forced
         self._feed: dict[str, Tensor] = {}
 
     def go(self, feed: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -41,6 +48,8 @@ class _Reader(fx.Interpreter):
                 result = result.to(self._round_to).to(self._compute)
             if self._tap is not None and n.op == "call_function":
                 self._tap(n, result)
+            if n.name in self._forced:
+                return self._forced[n.name].to(result.dtype)
         return result
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[Any, Any]:
@@ -77,6 +86,7 @@ def interpret(
     compute: torch.dtype = torch.float32,
     round_to: torch.dtype | None = None,
     tap: Tap | None = None,
+    forced: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Run a program.
 
@@ -86,6 +96,7 @@ def interpret(
         compute: dtype of floating arithmetic; float64 shows the rounding noise of float32.
         round_to: round every floating result to this dtype, as a runtime that stores activations in it does.
         tap: called with each node and its value.
+        forced: node name -> value that takes the place of the node's own, after the tap has seen that.
 
     Returns:
         Outputs by port name, in `compute`.
@@ -93,5 +104,5 @@ def interpret(
     names = program.weight_names()
     placeholders = [n.name for n in program.graph.nodes if n.op == "placeholder" and n.name not in names]
     feed = dict(zip(placeholders, (inputs[p.name] for p in program.inputs), strict=True))
-    results = _Reader(program, compute, round_to, tap).go(feed)
+    results = _Reader(program, compute, round_to, tap, forced or {}).go(feed)
     return dict(zip((p.name for p in program.outputs), results, strict=True))

@@ -30,18 +30,20 @@ _TAPPED = frozenset(
 )
 
 
-def with_taps(program: Program) -> Program:
-    """The program with every composite's value as an extra output, named after its node.
-
-    A module whose composites were expanded is tapped at its last node.
-    """
-    program = program.copy()
+def tap_points(program: Program) -> tuple[fx.Node, ...]:
+    """Every composite, and the last node of every module whose composites were expanded; floating values only."""
     nodes = [n for n in program.graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), Tensor)]
     last = {module_path(n): n for n in nodes}
-    chosen = [n for n in nodes if op_name(n) in _TAPPED or last[module_path(n)] is n]
+    chosen = (n for n in nodes if op_name(n) in _TAPPED or last[module_path(n)] is n)
+    return tuple(n for n in chosen if n.meta["val"].is_floating_point())
+
+
+def with_taps(program: Program) -> Program:
+    """The program with the value at every tap point as an extra output, named after its node."""
+    program = program.copy()
     output = program.graph.output_node()
     returned = list(output.args[0])  # type: ignore[arg-type]
-    extra = [n for n in chosen if n not in returned and n.meta["val"].is_floating_point()]
+    extra = [n for n in tap_points(program) if n not in returned]
     output.args = ((*returned, *extra),)
     specs = program.exported.graph_signature.output_specs
     specs.extend(OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(n.name), None) for n in extra)

@@ -1,7 +1,7 @@
 """The runner protocol, both sides: a folder in, a folder out, a process in between.
 
 In:  `artifact/` (the artifact's folder), `inputs.safetensors` (every tensor of every case, named `<case>/<input>`),
-     `call.json` {"protocol": 1, "target", "entry", "options", "cases": [...], "repeat", "threads"}.
+     `call.json` {"protocol": 1, "target", "entry", "options", "cases": [...], "repeat", "threads", "taps": [...]}.
 Out: `outputs.safetensors` (`<case>/<output>`), `device.json` {"protocol": 1, "device", "versions": {...},
      "evidence"?, "seconds": {case: [..]}, "peak_rss_bytes"?, "load_seconds"?};
      or `error.json` {"what", "where", "hint"} and a non-zero exit.
@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,14 @@ class Broke:
 
 
 def run(
-    runner: Runner, artifact: Artifact, cases: Cases, *, repeat: int = 1, threads: int = 1, timeout: float = 600.0
+    runner: Runner,
+    artifact: Artifact,
+    cases: Cases,
+    *,
+    repeat: int = 1,
+    threads: int = 1,
+    timeout: float = 600.0,
+    taps: Sequence[str] = (),
 ) -> Ran | Broke:
     """Run every case of inputs through the runner's process.
 
@@ -67,6 +74,7 @@ def run(
         repeat: timed repetitions of each case.
         threads: threads inside the runtime.
         timeout: seconds until the process is killed.
+        taps: names of inner values that the caller would like to see too; a runner returns those that it can.
     """
     from safetensors.torch import load_file, save_file
 
@@ -85,6 +93,7 @@ def run(
             "cases": list(cases),
             "repeat": repeat,
             "threads": threads,
+            "taps": list(taps),
         }
         (given / "call.json").write_text(json.dumps(call, indent=1))
         broke = _execute([*runner.command, str(given), str(returned)], timeout, threads, returned)

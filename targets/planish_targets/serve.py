@@ -19,11 +19,19 @@ from planish_passes.errors import PlanishError
 
 @dataclass(frozen=True)
 class Call:
-    """What the process was asked for (call.json), with the artifact's path resolved."""
+    """What the process was asked for (call.json), with the artifact's path resolved.
+
+    Args:
+        path: the file or package to open.
+        options: `Artifact.options`.
+        threads: threads inside the runtime.
+        taps: inner values that the caller would like to see; a model may return those that it can, by name.
+    """
 
     path: Path
     options: Mapping[str, object]
     threads: int
+    taps: tuple[str, ...] = ()
 
 
 Model = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -43,7 +51,9 @@ def serve(device: str, packages: tuple[str, ...], load: Callable[[Call], Model])
     try:
         call = json.loads((given / "call.json").read_text())
         started = time.perf_counter()
-        model = load(Call(given / "artifact" / call["entry"], call["options"], int(call["threads"])))
+        model = load(
+            Call(given / "artifact" / call["entry"], call["options"], int(call["threads"]), tuple(call.get("taps", ())))
+        )
         loaded = time.perf_counter() - started
         flat = load_file(str(given / "inputs.safetensors"))
         outputs: dict[str, Tensor] = {}

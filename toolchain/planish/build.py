@@ -29,6 +29,7 @@ from planish_passes.errors import PlanishError
 from planish_passes.infra import run_passes
 from planish_passes.program import Program
 from planish_passes.quantise import SCALES, VALUES
+from planish_passes.weights import WeightStore
 from planish_targets import registry
 from planish_targets.contract import Evidence, Placement, Target
 
@@ -67,7 +68,14 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
     )
     task = TASKS[source.task]
     progress.stage("capture", source.architecture)
-    captured = capture(source.model_class(), source.config, task, source.weights)
+    notes: dict[str, None] = {}
+
+    def weights(model: nn.Module) -> WeightStore:
+        loaded = source.load(model)
+        notes.update(dict.fromkeys(loaded.notes))
+        return loaded.store
+
+    captured = capture(source.model_class(), source.config, task, weights)
     check_finite(captured.program.weights)
     floating = run_passes(captured.program, pipeline.fuse())
     progress.stage("reference", "the original model, run by transformers")
@@ -86,7 +94,7 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
         weights=_bytes(floating.program, quantised.program),
         refused=(*floating.refused, *quantised.refused),
         steps=(*floating.steps, *quantised.steps),
-        notes=captured.notes,
+        notes=(*notes, *captured.notes),
     )
 
 

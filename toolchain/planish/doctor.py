@@ -14,11 +14,11 @@ from pathlib import Path
 from packaging.requirements import InvalidRequirement
 from packaging.requirements import Requirement as Distribution
 from packaging.version import Version
+
+from planish.requirements import Requirement, requirements
 from planish_passes.errors import PlanishError
 from planish_targets import registry
 from planish_targets.contract import Artifact, Evidence, Target, Unavailable
-
-from planish.requirements import Requirement, requirements
 
 PYTHON = "3.11"  # oldest that planish runs on
 _LITTLE_DISK = 2 << 30

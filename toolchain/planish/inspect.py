@@ -24,6 +24,7 @@ class ModelFacts:
     """A model that may be compiled.
 
     Args:
+        origin: folder, hub or gguf.
         refusal: why it cannot be compiled, as planish would say it; None when source, task and weights are in order.
         tasks: the tasks that planish compiles.
         parameters: stored numbers; None when the weights cannot be read.
@@ -31,7 +32,7 @@ class ModelFacts:
     """
 
     location: str
-    kind: str
+    origin: str
     architecture: str
     model_type: str
     task: str
@@ -174,7 +175,7 @@ def inspect_model(location: str) -> ModelFacts:
             raise
         return _refused(location, config, tuple(TASKS), refusal)
     numbers, dtypes = 0, Counter[str]()
-    for key in source.checkpoint.keys():
+    for key in source.checkpoint.keys():  # noqa: SIM118  (not a mapping)
         spec = source.checkpoint.spec(key)
         count = 1
         for size in spec.shape:
@@ -184,7 +185,7 @@ def inspect_model(location: str) -> ModelFacts:
     record = source.config.to_diff_dict()
     return ModelFacts(
         location=location,
-        kind=source.kind,
+        origin=source.kind,
         architecture=source.architecture,
         model_type=str(source.config.model_type),
         task=source.task,
@@ -270,7 +271,7 @@ def _refused(location: str, config: Mapping[str, Any], tasks: tuple[str, ...], r
     named = config.get("architectures")
     return ModelFacts(
         location=location,
-        kind="folder",
+        origin="folder",
         architecture=str(named[0]) if isinstance(named, list) and named else "",
         model_type=str(config.get("model_type") or ""),
         task="",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planish_passes.errors import PlanishError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from planish_passes.errors import PlanishError
 
 # A request is written by hand; anything larger is another file given by mistake.
 _LARGEST_FILE = 256 * 1024
@@ -25,13 +27,15 @@ class Gates(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    cosine: float | None = Field(None, ge=-1, le=1, description="smallest cosine similarity to the original model")
-    agreement: float | None = Field(None, ge=0, le=1, description="smallest share of equal argmax decisions")
-    capture: float | None = Field(None, gt=0, description="largest relative error of the traced float program")
-    lowering: float | None = Field(
-        None, gt=0, description="largest error of an artifact, in multiples of rounding noise"
+    cosine: float | None = Field(
+        default=None, ge=-1, le=1, description="smallest cosine similarity to the original model"
     )
-    placement: float | None = Field(None, ge=0, le=1, description="smallest accelerated share of operations")
+    agreement: float | None = Field(default=None, ge=0, le=1, description="smallest share of equal argmax decisions")
+    capture: float | None = Field(default=None, gt=0, description="largest relative error of the traced float program")
+    lowering: float | None = Field(
+        default=None, gt=0, description="largest error of an artifact, in multiples of rounding noise"
+    )
+    placement: float | None = Field(default=None, ge=0, le=1, description="smallest accelerated share of operations")
 
 
 class Request(BaseModel):
@@ -41,18 +45,20 @@ class Request(BaseModel):
 
     model: str = Field(min_length=1, description="model folder, hub id, or .gguf file")
     targets: tuple[str, ...] = Field(min_length=1, description="targets to compile for")
-    recipe: str = Field("float", description="quantisation recipe")
-    output: Path | None = Field(None, description="bundle to write (default: NAME-RECIPE.planish)")
-    task: str | None = Field(None, description="task; inferred from the model when left out")
-    revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
-    sequence_length: int | None = Field(None, ge=1, description="fixed sequence length, for targets with fixed shapes")
-    dynamic: bool | None = Field(
-        None, description="keep shapes dynamic, where the target can (default: its own choice)"
+    recipe: str = Field(default="float", description="quantisation recipe")
+    output: Path | None = Field(default=None, description="bundle to write (default: NAME-RECIPE.planish)")
+    task: str | None = Field(default=None, description="task; inferred from the model when left out")
+    revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
+    sequence_length: int | None = Field(
+        default=None, ge=1, description="fixed sequence length, for targets with fixed shapes"
     )
-    trust_remote_code: bool = Field(False, description="run model code that the checkpoint brings along")
-    keep_failed: bool = Field(False, description="write the bundle even when a gate failed")
-    threads: int = Field(1, ge=1, le=256, description="threads of the runtimes while verifying")
-    timeout: float = Field(600.0, gt=0, le=_LONGEST_TIMEOUT, description="seconds until a runner is stopped")
+    dynamic: bool | None = Field(
+        default=None, description="keep shapes dynamic, where the target can (default: its own choice)"
+    )
+    trust_remote_code: bool = Field(default=False, description="run model code that the checkpoint brings along")
+    keep_failed: bool = Field(default=False, description="write the bundle even when a gate failed")
+    threads: int = Field(default=1, ge=1, le=256, description="threads of the runtimes while verifying")
+    timeout: float = Field(default=600.0, gt=0, le=_LONGEST_TIMEOUT, description="seconds until a runner is stopped")
     runner: dict[str, str] = Field(default_factory=dict, description="target -> command that runs its artifact")
     gates: Gates = Field(default_factory=Gates)
 
@@ -121,8 +127,8 @@ def load_request(file: Path | None, flags: Mapping[str, Any]) -> Request:
     """
     text = _read(file) if file is not None else ""
     table = _parse(text, file) if file is not None else {}
-    problems = _unknown_keys(table)
-    data = _merge(_resolve_paths(_known(table), file), flags)
+    problems = [*_unknown_keys(table), *_unknown_keys(flags)]
+    data = _merge(_resolve_paths(_known(table), file), _known(flags))
     data.setdefault("targets", default_targets())
     request, wrong = _validate(data)
     problems += [*wrong, *_unknown_names(data)]
@@ -140,6 +146,14 @@ def default_targets() -> tuple[str, ...]:
     from planish_targets.registry import targets
 
     return tuple(name for name in targets() if name != "reference")
+
+
+def command_fault(command: str) -> str:
+    """What is wrong with a command line that a shell would split; empty when nothing is."""
+    try:
+        return "" if shlex.split(command) else "is empty"
+    except ValueError as error:
+        return f"cannot be split into words: {str(error).lower()}"
 
 
 def key_lines(text: str) -> dict[tuple[str, ...], int]:
@@ -209,7 +223,7 @@ _Found = tuple[tuple[str, ...], str, str]  # key, what, hint
 def _unknown_keys(table: Mapping[str, Any]) -> list[_Found]:
     gates = table.get("gates")
     tables: list[tuple[tuple[str, ...], Any, type[BaseModel]]] = [((), table, Request)]
-    if isinstance(gates, dict):
+    if isinstance(gates, Mapping):
         tables.append((("gates",), gates, Gates))
     return [
         ((*path, key), f"unknown key {'.'.join((*path, key))!r}", _nearest(key, list(model.model_fields), "key"))
@@ -221,7 +235,7 @@ def _unknown_keys(table: Mapping[str, Any]) -> list[_Found]:
 
 def _known(table: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in table.items() if key in Request.model_fields}
-    if isinstance(kept.get("gates"), dict):
+    if isinstance(kept.get("gates"), Mapping):
         kept["gates"] = {k: v for k, v in kept["gates"].items() if k in Gates.model_fields}
     return kept
 
@@ -275,9 +289,8 @@ def _wrong(detail: Mapping[str, Any]) -> _Found:
 
 
 def _unknown_names(data: Mapping[str, Any]) -> list[_Found]:
-    from planish_targets.registry import targets
-
     from planish.recipes import RECIPES
+    from planish_targets.registry import targets
 
     found: list[_Found] = []
     known = list(targets())
@@ -289,6 +302,12 @@ def _unknown_names(data: Mapping[str, Any]) -> list[_Found]:
     if isinstance(recipe, str) and recipe not in RECIPES:
         found.append((("recipe",), f"unknown recipe {recipe!r}", _nearest(recipe, list(RECIPES), "recipe")))
     if isinstance(runner, Mapping):
+        for name, command in runner.items():
+            fault = command_fault(command) if isinstance(command, str) else ""
+            if fault:
+                found.append(
+                    (("runner", name), f"the command of {name} {fault}", 'write it as in a shell: ssh HOST "..."')
+                )
         for name in (n for n in runner if n not in known):
             found.append((("runner", name), f"runner for the unknown target {name!r}", _nearest(name, known, "target")))
     return found

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from planish_passes.errors import PlanishError
-from planish_passes.program import Port, Program, module_path
 from torch import fx
 
+from planish_passes.errors import PlanishError
+from planish_passes.program import Port, Program, module_path
 from planish_targets.coreml import sdk
 from planish_targets.coreml.emit import Emitter
 from planish_targets.coreml.emit.emitter import mil_type
@@ -18,8 +18,10 @@ from planish_targets.coreml.emit.emitter import mil_type
 # coremltools' standard passes that are left out, each with its reason
 SKIPPED = frozenset(
     {
+        "common::fuse_conv_batchnorm",  # folded weights would be rounded again and differ from the program's
+        "common::fuse_conv_scale",  # likewise
         "common::const_deduplication",  # equal weights of two layers would lose one of their names
-        "common::guard_negative_gather_indices",  # three operations for each lookup; emitters guard where indices may be negative
+        "common::guard_negative_gather_indices",  # three operations for each lookup; emitters do it where needed
     }
 )
 REPLACED = {"common::add_fp16_cast": sdk.NARROW}
@@ -60,7 +62,9 @@ def lower(program: Program, package: Path) -> tuple[dict[str, str], tuple[str, .
 def _build(program: Program, emitter: Emitter, kit: sdk.Sdk) -> Any:
     if program.axes:
         raise PlanishError(
-            f"dimensions {', '.join(program.axes)} are dynamic", f"program {program.name!r}", "fix them: pass sizes to for_target"
+            f"dimensions {', '.join(program.axes)} are dynamic",
+            f"program {program.name!r}",
+            "fix them: pass sizes to for_target",
         )
     mil_program = kit.mil.Program()
     ports = {p.name: kit.mb.placeholder(shape=p.shape, dtype=_port_type(p, kit), name=p.name) for p in program.inputs}

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from planish_passes.errors import PlanishError
 from torch import Tensor
 
+from planish_passes.errors import PlanishError
 from planish_targets.serve import Call, Model, serve
 
 
@@ -25,7 +25,14 @@ def load(call: Call) -> Model:
     names = [port.name for port in program.inputs]
 
     def model(feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return program.run({name: feed[name] for name in names}, precision=precision)  # type: ignore[arg-type]
+        shown: dict[str, Tensor] = {}
+
+        def tap(name: str, value: Tensor) -> None:
+            if name in call.taps:
+                shown[name] = value
+
+        given = {name: feed[name] for name in names}
+        return {**shown, **program.run(given, precision=precision, tap=tap)}  # type: ignore[arg-type]
 
     return model
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
+
 from planish_passes.errors import PlanishError
 
 HALF_MAX = 65504.0  # the largest fp16 number
@@ -51,12 +51,13 @@ def load() -> Sdk:
     """
     base = "coremltools.converters.mil"
     try:
-        with quiet():
+        with quiet(every_logger=True):  # it imports torchao, which reports each kernel library that it lacks
             ct = importlib.import_module("coremltools")
             mil = importlib.import_module(f"{base}.mil")
             torch_ops = importlib.import_module(f"{base}.frontend.torch.ops")
             torch_nodes = importlib.import_module(f"{base}.frontend.torch.internal_graph")
             torch_context = importlib.import_module(f"{base}.frontend.torch.converter")
+            setattr(importlib.import_module(f"{base}.mil.passes.pass_pipeline"), "tqdm", _without_bar)  # noqa: B010
             _register_narrow(
                 importlib.import_module(f"{base}.mil.passes.pass_registry"),
                 importlib.import_module(f"{base}.mil.passes.defs.quantization"),
@@ -69,7 +70,7 @@ def load() -> Sdk:
 
 
 def _register_narrow(registry: Any, quantization: Any) -> None:
-    class narrow_to_fp16(quantization.FP16ComputePrecision):  # type: ignore[misc]  # noqa: N801  (its name is the pass's)
+    class narrow_to_fp16(quantization.FP16ComputePrecision):  # its name is the name of the pass
         """coremltools' fp16 pass with a cheaper search for constants beyond fp16.
 
         Its own search builds index arrays of 24 bytes for each element of a table.
@@ -98,14 +99,24 @@ def _beyond_fp16(var: Any) -> bool:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back coremltools' version warnings, progress bars and log lines below ERROR."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
+def quiet(every_logger: bool = False) -> Iterator[None]:
+    """Hold back warnings and coremltools' log lines below ERROR; on request those of all loggers.
+
+    The process's own stdout and stderr stay as they are: the caller may be drawing its progress there.
+    """
+    logger, root = logging.getLogger("coremltools"), logging.root.manager
+    level, disabled = logger.level, root.disable
     logger.setLevel(logging.ERROR)
+    if every_logger:
+        logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(level)
+        logging.disable(disabled)
+
+
+def _without_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+    return items

@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+
 from planish_passes.infra import Pass
 from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
-
 from planish_targets.contract import (
     Artifact,
     Capabilities,
@@ -25,6 +25,10 @@ from planish_targets.contract import (
 )
 
 _PACKAGE = "model.mlpackage"
+_CAPABILITIES = Capabilities(
+    keeps=frozenset({"planish.attention", "planish.linear_q", "planish.embedding_q"}),
+    bits=frozenset({8}),
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,7 @@ class CoreMLTarget:
     summary: str = "Core ML program (.mlpackage) for iOS 18 / macOS 15: Neural Engine, GPU or CPU"
     requires: Mapping[str, str] = field(default_factory=lambda: {"coremltools": ">=9.0,<10"})
     extra: str = "coreml"
-    capabilities: Capabilities = Capabilities(
-        keeps=frozenset({"planish.attention", "planish.linear_q", "planish.embedding_q"}),
-        bits=frozenset({8}),
-    )
+    capabilities: Capabilities = _CAPABILITIES
 
     def numerics(self, recipe: Recipe) -> Numerics:
         """fp16 weights and activations; activations are not quantised."""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
 from planish_passes.errors import PlanishError
 from planish_passes.weights import QuantizedTensor, WeightFormat
-
 from planish_targets.contract import Artifact
 from planish_targets.coreml import mil
 

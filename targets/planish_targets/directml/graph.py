@@ -247,8 +247,10 @@ def _propagate(node: NodeProto, types: ChainMap[str, str], opsets: Mapping[str, 
 
 
 def module_of(node: NodeProto) -> str | None:
-    """Path of the module that the node came from, as the torch exporter records it; None when it is not recorded."""
+    """Path of the module that the node came from, as planish or torch's exporter records it; None when neither did."""
     recorded = {p.key: p.value for p in node.metadata_props}
+    if "planish.module" in recorded:
+        return recorded["planish.module"] or None
     if scopes := recorded.get("pkg.torch.onnx.name_scopes"):
         # The last scope is the traced operator itself; the exporter marks nodes of no module with a placeholder.
         path = [s for s in ast.literal_eval(scopes)[:-1] if s and not s.startswith("_empty_nn_module_stack")]

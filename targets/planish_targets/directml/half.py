@@ -11,6 +11,7 @@ from torch import Tensor
 
 from planish_targets.directml import kernels
 from planish_targets.directml.precision import LARGEST, full_precision, is_float
+from planish_targets.onnx_graph.translate import MODULE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -141,10 +142,10 @@ class _Half:
         if found is None:
             to = ir.DataType[dtype]
             producer = value.producer() or reader
-            kind = ir.TensorType(to)
-            found = ir.Value(name=f"{value.name}_{dtype.lower()}", shape=value.shape, type=kind)
+            found = ir.Value(name=f"{value.name}_{dtype.lower()}", shape=value.shape, type=ir.TensorType(to))
             cast = ir.node("Cast", [value], {"to": int(to)}, outputs=[found], name=f"cast_{value.name}_{dtype.lower()}")
-            cast.metadata_props.update(producer.metadata_props)
+            if MODULE in producer.metadata_props:
+                cast.metadata_props[MODULE] = producer.metadata_props[MODULE]
             self.graph.append(cast)
             self.casts[value, dtype] = found
         return found

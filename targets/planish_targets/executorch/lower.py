@@ -14,6 +14,7 @@ from planish_passes.program import Program, module_path, op_name
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from planish_targets.executorch.lean import lean
 from planish_targets.executorch.quiet import quiet
 
 # What executorch's passes raise at programs that they do not take; anything else is a defect and keeps its traceback.
@@ -46,7 +47,7 @@ def write(program: Program, to: Path) -> Written:
         PlanishError: an operator has no form here; names it, its module and the way out.
     """
     _check(program)
-    with quiet(), torch.no_grad():
+    with quiet(), lean(), torch.no_grad():
         manager, written = _lower(_with_weights(program), program)
         with to.open("wb") as file:
             manager.write_to_file(file)
@@ -103,6 +104,9 @@ def _with_weights(program: Program) -> ExportedProgram:
         exported._state_dict[name] = program.weights.read(name).detach().clone().contiguous()
     exported._example_inputs = None
     for node in exported.graph.nodes:
+        if node.op == "placeholder" and not node.meta["val"].is_contiguous():
+            # A folded `expand` leaves a stride of 0 in the type, which executorch refuses; the weight itself is whole.
+            node.meta["val"] = node.meta["val"].contiguous()
         path = module_path(node)
         node.meta["nn_module_stack"] = {path: (path, "")} if path else {}
     return exported

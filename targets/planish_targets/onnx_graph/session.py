@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from planish_passes.errors import PlanishError
+from planish_targets.onnx_graph.translate import VALUE
 from planish_targets.serve import Call, Model
+
+TAP = "planish.tap:"  # prefix of outputs that show inner values
+
 
 _DTYPES = {
     "tensor(float)": torch.float32,
@@ -53,7 +57,7 @@ def load(call: Call, providers: Sequence[str], settings: Mapping[str, str] | Non
     for key, value in {**_SETTINGS, **(settings or {})}.items():
         options.add_session_config_entry(key, value)
     try:
-        session = onnxruntime.InferenceSession(str(call.path), options, providers=list(providers))
+        session = onnxruntime.InferenceSession(_source(call), options, providers=list(providers))
     except Exception as problem:
         # The binding raises classes of its own per status code, without a common base.
         text = str(problem).strip().splitlines()[0]
@@ -73,6 +77,21 @@ def _model(session: object, call: Call) -> Model:
             raise PlanishError(f"no value for input {missing[0]!r}", where, "give every input of the artifact")
         given = {name: feed[name].to(dtype).contiguous().numpy() for name, dtype in wanted.items()}
         arrays = session.run(returned, given)  # type: ignore[attr-defined]
-        return {name: torch.from_numpy(array) for name, array in zip(returned, arrays, strict=True)}
+        return {n.removeprefix(TAP): torch.from_numpy(array) for n, array in zip(returned, arrays, strict=True)}
 
     return model
+
+
+def _source(call: Call) -> str | bytes:
+    """The file; or, when inner values are asked for, the same model with them as extra outputs."""
+    if not call.taps or call.path.suffix != ".onnx":
+        return str(call.path)
+    import onnx
+
+    model = onnx.load(call.path)
+    for node in list(model.graph.node):
+        name = next((p.value for p in node.metadata_props if p.key == VALUE), None)
+        if name in call.taps:
+            model.graph.node.append(onnx.helper.make_node("Identity", [node.output[0]], [TAP + name]))
+            model.graph.output.append(onnx.ValueInfoProto(name=TAP + name))
+    return bytes(model.SerializeToString())

@@ -14,6 +14,8 @@ from planish_passes.program import Program, module_path, op_name
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+MODULE, VALUE = "planish.module", "planish.value"  # metadata of ONNX nodes
+_MARK = "planish_node"
 Translations = Mapping[Any, Callable[..., Any]]
 
 
@@ -33,11 +35,14 @@ def translate(program: Program, translations: Translations, opset: int) -> ir.Mo
     """
     import torch.onnx
 
+    marked = program.copy()
+    for node in marked.graph.nodes:
+        node.meta["custom"] = {_MARK: node.name}  # the exporter renames nodes, but keeps this
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
-                program.copy().exported,
+                marked.exported,
                 dynamo=True,
                 opset_version=opset,
                 optimize=False,
@@ -53,7 +58,7 @@ def translate(program: Program, translations: Translations, opset: int) -> ir.Mo
         if value.name in program.weights:
             value.const_value = None
     _name_ports(program, model)
-    _name_modules(program, model)
+    _name_nodes(program, model, exported.exported_program)
     return model
 
 
@@ -94,14 +99,17 @@ def _rename_dimensions(model: ir.Model, symbols: dict[str, str]) -> None:
             value.shape = ir.Shape(dims)
 
 
-def _name_modules(program: Program, model: ir.Model) -> None:
-    """Each ONNX node remembers the FX node and the source module that it came from; the traces of torch go."""
+def _name_nodes(program: Program, model: ir.Model, exported: Any) -> None:
+    """Each ONNX node remembers the source module it came from, and the program node whose value it yields, if any."""
     modules = {n.name: module_path(n) for n in program.graph.nodes}
+    origin = {n.name: n.meta.get("custom", {}).get(_MARK) for n in exported.graph.nodes if n.op == "call_function"}
+    final = {old: new for new, old in origin.items() if old is not None}  # one node may have become several
     for node in model.graph:
-        name = node.metadata_props.get("pkg.torch.onnx.fx_node", "").split(" ", 1)[0].lstrip("%")
+        source = origin.get(node.metadata_props.get("pkg.torch.onnx.fx_node", "").split(" ", 1)[0].lstrip("%"))
         node.metadata_props.clear()
-        if name in modules:
-            node.metadata_props["planish.node"] = name
-            node.metadata_props["planish.module"] = modules[name]
+        if source in modules:
+            node.metadata_props[MODULE] = modules[source]
+            if any(final[source] == o.name for o in node.outputs):
+                node.metadata_props[VALUE] = source
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()

@@ -941,21 +941,27 @@ def test_quantized_weights_are_the_stored_integers_and_scales(tmp_path: Path) ->
     signed, unsigned = loaded.quantized_weights().values()
     assert (signed.op_type, signed.dtype, signed.data.dtype) == ("constexpr_blockwise_shift_scale", "int4", torch.int8)
     assert signed.data.tolist() == BLOCK_DATA.tolist()
-    assert signed.scale is not None and signed.scale.tolist() == BLOCK_SCALE.tolist()
+    assert signed.scale is not None
+    assert signed.scale.tolist() == BLOCK_SCALE.tolist()
     assert signed.offset is None
     assert (unsigned.dtype, unsigned.data.tolist()) == ("uint4", U4.tolist())
-    assert unsigned.offset is not None and unsigned.offset.tolist() == [[8]]
+    assert unsigned.offset is not None
+    assert unsigned.offset.tolist() == [[8]]
 
 
 def test_quantized_weights_of_tables_are_unpacked_indices(tmp_path: Path) -> None:
     new = mil.load(save_table(CONSTEXPR[3:4], tmp_path / "new.mlpackage")).quantized_weights()
     (entry,) = new.values()
-    assert entry.lut is not None and entry.scale is None
-    assert entry.data.tolist() == LUT_INDICES.tolist() and entry.lut.flatten().tolist() == LUT_GROUPS.flatten().tolist()
+    assert entry.lut is not None
+    assert entry.scale is None
+    assert entry.data.tolist() == LUT_INDICES.tolist()
+    assert entry.lut.flatten().tolist() == LUT_GROUPS.flatten().tolist()
     old = mil.load(save_table(CONSTEXPR_16, tmp_path / "old.mlpackage", ct.target.iOS16)).quantized_weights()
     affine, table, _ = old.values()
-    assert affine.axis == 0 and affine.data.tolist() == [[2, 3], [3, 4]]
-    assert table.data.tolist() == [3, 1, 2, 0, 3] and table.data.dtype == torch.uint8
+    assert affine.axis == 0
+    assert affine.data.tolist() == [[2, 3], [3, 4]]
+    assert table.data.tolist() == [3, 1, 2, 0, 3]
+    assert table.data.dtype == torch.uint8
     assert {entry.name: tuple(entry.data.shape) for entry in old.values()} == {
         entry.name: (2,) if "sparse" in entry.op_type else entry.shape for entry in old.values()
     }
@@ -1004,10 +1010,13 @@ def test_fp16_rounds_every_result_and_fp32_does_not(halves: mil.MilProgram) -> N
     x = torch.tensor([0.1, 1.0])
     seen: dict[str, Tensor] = {}
     rounded = halves.run({"x": x}, precision="fp16", tap=seen.__setitem__)["y"]
-    assert seen["half"].dtype == torch.float16 and seen["half"][0] == torch.tensor(0.1).half()
-    assert torch.isinf(seen["big"][1]) and torch.isinf(rounded[1])
+    assert seen["half"].dtype == torch.float16
+    assert seen["half"][0] == torch.tensor(0.1).half()
+    assert torch.isinf(seen["big"][1])
+    assert torch.isinf(rounded[1])
     exact = halves.run({"x": x}, precision="fp32", tap=seen.__setitem__)["y"]
-    assert seen["half"].dtype == torch.float32 and seen["big"].tolist() == pytest.approx([9000, 90000])
+    assert seen["half"].dtype == torch.float32
+    assert seen["big"].tolist() == pytest.approx([9000, 90000])
     # constants keep the half-precision values that the file holds
     expected = x * 90000 * torch.tensor(1 / 90000).half().float() + torch.tensor(1 / 3).half().float()
     torch.testing.assert_close(exact, expected)
@@ -1123,7 +1132,8 @@ def test_operations_and_tap_name_every_result(flexible: Path) -> None:
     loaded = mil.load(flexible)
     listed = loaded.operations()
     assert [operation.type for operation in listed] == ["linear", "relu", "linear"]
-    assert listed[0].outputs[0].dtype == "fp32" and listed[0].outputs[0].shape == (1, None, 16)
+    assert listed[0].outputs[0].dtype == "fp32"
+    assert listed[0].outputs[0].shape == (1, None, 16)
     assert listed[1].inputs == (listed[0].outputs[0].name,)
     assert "const" in {operation.type for operation in loaded.operations(constants=True)}
     seen: dict[str, Tensor] = {}
@@ -1269,7 +1279,8 @@ def test_all_unknown_operations_are_listed_at_load(flexible: Path, tmp_path: Pat
     with pytest.raises(mil.UnsupportedMilOp) as caught:
         mil.load(package)
     assert [op_type for op_type, _ in caught.value.ops] == ["linear_v9", "relu_v9", "linear_v9"]
-    assert caught.value.op_type == "linear_v9" and caught.value.output in str(caught.value)
+    assert caught.value.op_type == "linear_v9"
+    assert caught.value.output in str(caught.value)
     assert isinstance(caught.value, PlanishError)
 
 
@@ -1293,9 +1304,9 @@ def test_a_select_that_broadcasts_its_condition_runs_and_is_reported(tmp_path: P
     loaded = mil.load(save(tmp_path / "s.mlpackage", {"x": mb.TensorSpec((2, 3))}, body))
     x = randn(2, 3)
     torch.testing.assert_close(loaded.run({"x": x})["y"], x + torch.where(x > 0, 2.0, -2.0))
-    assert loaded.contradictions == {
-        name: "computed a shape of [2, 3], the package declares fp32[]" for name in ("picked", "twice")
-    }
+    assert loaded.contradictions == dict.fromkeys(
+        ("picked", "twice"), "computed a shape of [2, 3], the package declares fp32[]"
+    )
 
 
 def test_an_unknown_parameter_is_an_error_not_ignored(flexible: Path, tmp_path: Path) -> None:
@@ -1392,7 +1403,8 @@ def test_bert_equals_torch(bert: tuple[Any, Tensor], tmp_path: Path) -> None:
     model.save(str(tmp_path / "b.mlpackage"))
     assert cosine(hidden(tmp_path / "b.mlpackage"), expected) >= 0.999999
     half = hidden(tmp_path / "b.mlpackage", "fp16")
-    assert half.dtype == torch.float16 and cosine(half, expected) >= 0.99999
+    assert half.dtype == torch.float16
+    assert cosine(half, expected) >= 0.99999
 
 
 LINEAR = {
@@ -1411,7 +1423,8 @@ def test_bert_compressed_by_coremltools(dtype: str, limit: float, bert: tuple[An
     compress(model, config).save(str(package))
     loaded = mil.load(package)
     weights = loaded.quantized_weights()
-    assert len(weights) == 12 and {entry.dtype for entry in weights.values()} == {dtype}
+    assert len(weights) == 12
+    assert {entry.dtype for entry in weights.values()} == {dtype}
     assert limit <= cosine(hidden(package), expected) < 1 - 1e-9
     # an independent decoder must give the same weights as the one that ships with the encoder
     dense = decoded_by_coremltools(package)

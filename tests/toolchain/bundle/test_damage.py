@@ -62,7 +62,8 @@ def test_flipped_bit_anywhere_in_the_manifest(bundle: Path) -> None:
         data[place] ^= 1
         path.write_bytes(data)
         found = problems(bundle)
-        assert len(found) == 1 and "manifest.json" in found[0], (place, found)
+        assert len(found) == 1, (place, found)
+        assert "manifest.json" in found[0], (place, found)
     path.write_bytes(whole)
     assert problems(bundle) == []
 

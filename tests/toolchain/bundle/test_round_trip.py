@@ -108,7 +108,8 @@ def test_source_license_and_request(bundle: Path, model: Path) -> None:
     weights = next(f for f in manifest.source.files if f.name == "model.safetensors")
     assert weights.bytes == (model / "model.safetensors").stat().st_size
     assert (manifest.request["model"], manifest.request["runner"]) == ("tiny-bert", ["coreml"])
-    assert manifest.recipe.weights is not None and manifest.recipe.weights.bits == 8
+    assert manifest.recipe.weights is not None
+    assert manifest.recipe.weights.bits == 8
 
 
 def test_no_path_of_this_machine(bundle: Path, model: Path) -> None:
@@ -229,6 +230,7 @@ def test_failed_verdict_survives(bundle: Path) -> None:
     from planish.bundle.verdicts import verdict_of
 
     verdict = verdict_of(open_bundle(bundle).manifest.targets["coreml"].verdicts[1])
-    assert isinstance(verdict, Failed) and verdict.diverged is not None
+    assert isinstance(verdict, Failed)
+    assert verdict.diverged is not None
     assert verdict.diverged.module == "encoder.layer.3.output"
     assert not verdict.metrics[0].ok

@@ -109,7 +109,8 @@ def test_killed_anywhere(make: Make, tmp_path: Path, system: str) -> None:
             assert at.exists(), line
         swap.recover(at)
         seen.append(marker(at))
-    assert set(seen) == {"old", "new"} and len(seen) > 50
+    assert set(seen) == {"old", "new"}
+    assert len(seen) > 50
     write_bundle(new, at)
     assert neighbours(at) == []
 
@@ -157,6 +158,17 @@ def test_stopped_between_two_renames_is_mended_on_open(bundle: Path) -> None:
     os.rename(bundle, bundle.with_name(f".{bundle.name}.old-0123"))
     assert open_bundle(bundle).check_hashes() == []
     assert neighbours(bundle) == []
+
+
+def test_last_copy_is_never_cleaned_away(bundle: Path) -> None:
+    """Another writer moved the old folder aside after this one had looked."""
+    aside = bundle.with_name(f".{bundle.name}.old-0123")
+    os.rename(bundle, aside)
+    swap._clean(bundle)
+    assert aside.exists()
+    swap.recover(bundle)
+    swap._clean(bundle)
+    assert marker(bundle) == "one"
 
 
 def test_old_folder_that_cannot_be_moved_back(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +224,8 @@ def test_exchange_swaps_in_one_step(tmp_path: Path) -> None:
     (one / "first").touch()
     if not swap._exchange(one, other):
         pytest.skip("this file system cannot exchange names")
-    assert (other / "first").exists() and not (one / "first").exists()
+    assert (other / "first").exists()
+    assert not (one / "first").exists()
     assert not swap._exchange(one, tmp_path / "none")
 
 
@@ -262,7 +275,8 @@ def test_failing_disk(
     with pytest.raises(PlanishError, match=message) as caught:
         write_bundle(compiled, bundle)
     monkeypatch.undo()
-    assert caught.value.where == "somewhere" and caught.value.hint
+    assert caught.value.where == "somewhere"
+    assert caught.value.hint
     assert (marker(bundle), neighbours(bundle)) == (before, [])
 
 
@@ -329,7 +343,8 @@ def test_folder_that_appears_meanwhile_is_not_overwritten(
     monkeypatch.setattr(swap, "settle", slow)
     with pytest.raises(PlanishError, match="not a planish bundle"):
         write_bundle(make(), at)
-    assert (at / "thesis.txt").exists() and neighbours(at) == []
+    assert (at / "thesis.txt").exists()
+    assert neighbours(at) == []
 
 
 def test_files_and_links_are_not_overwritten(make: Make, bundle: Path, tmp_path: Path) -> None:
@@ -339,7 +354,8 @@ def test_files_and_links_are_not_overwritten(make: Make, bundle: Path, tmp_path:
     for at, kind in ((file, "a file"), (link, "a symbolic link")):
         with pytest.raises(PlanishError, match=f"already {kind}"):
             write_bundle(make(), at)
-    assert file.read_text() == "x" and link.is_symlink()
+    assert file.read_text() == "x"
+    assert link.is_symlink()
 
 
 def test_empty_folders_and_damaged_bundles_may_be_replaced(make: Make, bundle: Path, tmp_path: Path) -> None:

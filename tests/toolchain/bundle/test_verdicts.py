@@ -34,7 +34,8 @@ def test_nan() -> None:
     made = verdict_to_json(Passed("c", Evidence.EXECUTED, (Metric("m", float("nan"), float("nan")),)))
     back = verdict_from_json(made)
     assert isinstance(back, Passed)
-    assert math.isnan(back.metrics[0].value) and not back.metrics[0].ok
+    assert math.isnan(back.metrics[0].value)
+    assert not back.metrics[0].ok
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,9 @@ def tell(told: Told, as_json: bool = False, problems: Sequence[Any] = ()) -> int
 
 
 def _usage(error: typer.TyperException, as_json: bool) -> int:
-    # Raised when a command is called bare; its help is on the screen already.
+    # Raised when `planish` is called bare; its message is the help text.
     if type(error).__name__ == "NoArgsIsHelpError":
+        typer.echo(error.format_message())
         return USAGE
     if isinstance(error, UsageError):
         told = error.told

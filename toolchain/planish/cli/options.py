@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -69,3 +69,19 @@ def known_targets(given: Iterable[str]) -> tuple[str, ...]:
     from planish_targets import registry
 
     return tuple(registry.find(name).name for name in given)
+
+
+def check_commands(commands: Mapping[str, str]) -> None:
+    """Nothing, when every name is a target and every command can be split into words.
+
+    Raises:
+        PlanishError: naming the target.
+    """
+    from planish.request import command_fault
+    from planish_passes.errors import PlanishError
+
+    known_targets(commands)
+    for name, command in commands.items():
+        fault = command_fault(command)
+        if fault:
+            raise PlanishError(f"The command of {name} {fault}.", "--runner", "write it as in a shell")

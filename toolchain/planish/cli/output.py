@@ -39,12 +39,21 @@ def workspace(at: Path) -> Iterator[Path]:
     """A folder beside the bundle, so that finished files move there without a copy; removed afterwards.
 
     Raises:
+        PlanishError: a file stands where a folder is needed.
         OSError: no folder can be made there.
     """
-    at.absolute().parent.mkdir(parents=True, exist_ok=True)
+    parent = at.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        from planish_passes.errors import PlanishError
+
+        raise PlanishError(
+            "A file stands where a folder is needed.", str(parent), "choose another place with -o"
+        ) from error
     with (
         _removed_when_terminated(),
-        tempfile.TemporaryDirectory(prefix=".planish-", dir=at.absolute().parent) as folder,
+        tempfile.TemporaryDirectory(prefix=".planish-", dir=parent) as folder,
     ):
         yield Path(folder)
 

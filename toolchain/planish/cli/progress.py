@@ -92,8 +92,8 @@ class Drawing:
 
     def _end(self) -> None:
         if self._name:
-            self._live.console.print(self._row("  ", "green"))
-        self._name = ""
+            row, self._name = self._row("  ", "green"), ""
+            self._live.console.print(row)
 
     def _running(self) -> RenderableType:
         from rich.spinner import Spinner

@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from planish_targets.contract import Evidence
-
 from planish.cli.console import out
 from planish.compiled import TargetResult
 from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
+from planish_targets.contract import Evidence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,47 +38,43 @@ class Results(Protocol):
 
 
 def show_results(results: Results, sizes: Mapping[str, int], title: str) -> None:
-    """Print the table, and below it each failed gate, each check that did not run, and each finding on placement."""
+    """Print the table, and below it each failed gate, each check that did not run, and what leaves the accelerator."""
     console = out()
     console.print(title, style="bold", soft_wrap=True)
     console.print()
-    console.print(verdict_table(results.targets, sizes))
-    console.print(
-        "cosine, max abs: the quantised program against the original model (worst case)\n"
-        "lowering: largest error of the artifact against that program"
-        f"{_timed(results.targets)}",
-        style="dim",
-    )
+    if results.targets:
+        console.print(verdict_table(results.targets, sizes))
+        console.print(_legend(results.targets), style="dim", soft_wrap=True)
     for name, verdict in results.failed:
         _show_failure(console, name, verdict)
     for result in results.targets:
         for open_question in (v for v in result.verdicts if isinstance(v, NotRun)):
             _line(console, "not run", "yellow", f"{result.target}, {open_question.check}: {open_question.reason}")
         _show_placement(console, result)
-    console.print()
 
 
 def verdict_table(targets: Sequence[TargetResult], sizes: Mapping[str, int]) -> Table:
-    """Target, size, evidence, quality, lowering error, latency, verdict; fits 80 columns."""
+    """Target, size, evidence, quality (where it was measured), lowering error, latency, verdict; fits 80 columns."""
     from rich.table import Table
     from rich.text import Text
 
+    quality = _has_quality(targets)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("target")
-    for heading in ("size", "evidence", "cosine", "max abs", "lowering", "latency"):
+    for heading in ("size", "evidence", *(("cosine", "max abs") if quality else ()), "lowering", "latency"):
         table.add_column(heading, justify="left" if heading == "evidence" else "right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     timed = timed_case(targets)
     for result in targets:
         word = verdict_word(result)
+        measured = (cosine(_value(result, "quality", "cosine")), small(_value(result, "quality", "max_abs")))
         table.add_row(
             Text(result.target),
             size(sizes[result.target]) if result.target in sizes else "-",
             str(evidence(result)),
-            cosine(_value(result, "quality", "cosine")),
-            small(_value(result, "quality", "max_abs")),
+            *(measured if quality else ()),
             small(_value(result, "lowering", "max_abs")),
-            milliseconds(result.latency.get(timed)),
+            milliseconds(result.latency.get(timed, max(result.latency.values(), default=None))),
             Text(word, STYLES[word]),
         )
     return table
@@ -187,9 +182,20 @@ def _value(result: TargetResult, check: str, metric: str) -> float | None:
     return next((m.value for m in metrics if m.name == metric), None)
 
 
-def _timed(targets: Sequence[TargetResult]) -> str:
+def _has_quality(targets: Sequence[TargetResult]) -> bool:
+    return any(_value(t, "quality", "cosine") is not None for t in targets)
+
+
+def _legend(targets: Sequence[TargetResult]) -> str:
+    lines = []
+    if _has_quality(targets):
+        lines.append("cosine, max abs: the program as this target computes it, to the original model")
+    lines.append("lowering: largest error of the artifact, to that program")
     case = timed_case(targets)
-    return f"\nlatency: one call of the case {case!r} on this machine, not on a phone" if case else ""
+    if any(t.latency for t in targets):
+        which = f"the case {case!r}" if case else "each target's slowest case (their shapes differ)"
+        lines.append(f"latency: one call of {which} on this machine, not on a phone")
+    return "\n".join(lines)
 
 
 def _show_failure(console: Console, name: str, verdict: Failed) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from planish_passes.errors import PlanishError
-
 from planish.inspect import BundleFacts, Facts, ModelFacts
+from planish_passes.errors import PlanishError
 
 _VIEWABLE = (".onnx", ".ort", ".pte", ".pt2", ".mlmodel", ".mlpackage", ".safetensors", ".gguf")
 

@@ -96,7 +96,11 @@ def _target(bundle: Bundle, name: str, execution: Execution) -> TargetResult:
         return TargetResult(name, artifact, (Failed("lowering", ran.evidence, reason, (), device),))
     relative, absolute, rows = (worst(cases, ran.outputs, expected, k) for k in ("relative", "max_abs", "cosine"))
     gate = Metric("relative", relative.value, _limit(bundle, name), case=relative.case)
-    metrics = (gate, Metric("max_abs", absolute.value, case=absolute.case), Metric("cosine", rows.value, case=rows.case))
+    metrics = (
+        gate,
+        Metric("max_abs", absolute.value, case=absolute.case),
+        Metric("cosine", rows.value, case=rows.case),
+    )
     reason = "the artifact does not reproduce the stored outputs"
     verdict: Verdict = Passed("lowering", ran.evidence, metrics, device)
     if not gate.ok:

@@ -94,6 +94,23 @@ class _Collector:
             self.outputs.setdefault(self.path, []).append(output.detach().clone())
 
 
+def local_errors(program: Program, case: Case, found: Mapping[str, Tensor]) -> list[Divergence]:
+    """Error of each tapped value given the artifact's own inputs to it, in execution order.
+
+    The program runs on, step by step, from the artifact's values, so that errors do not add up and each step can be
+    held to a tight limit.
+    """
+    errors: list[Divergence] = []
+
+    def tap(node: fx.Node, value: Tensor) -> None:
+        if node.name in found:
+            error = relative_error(valid(found[node.name], case), valid(value, case))
+            errors.append(Divergence(node.name, op_name(node), module_path(node), error))
+
+    interpret(program, case.inputs, tap=tap, forced=found)
+    return errors
+
+
 def against_taps(program: Program, case: Case, found: Mapping[str, Tensor], limit: float) -> Divergence | None:
     """Compare tapped values of an artifact (node name -> value) with the program's own."""
     pairs: list[tuple[fx.Node, Tensor, Tensor]] = []

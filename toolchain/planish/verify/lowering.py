@@ -10,20 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import fx
 
 from planish.verdict import Divergence, Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.compare import Outputs, worst
-from planish.verify.diverge import against_taps
+from planish.verify.diverge import against_taps, local_errors
 from planish.verify.quality import run_program
 from planish_passes.errors import PlanishError
 from planish_passes.interpret import interpret
-from planish_passes.program import Program
-from planish_passes.taps import with_taps
+from planish_passes.program import Program, op_name
+from planish_passes.taps import tap_points, with_taps
 from planish_targets import runner as protocol
 from planish_targets.contract import Artifact, Evidence, Numerics, Recipe, Runner, Target, Unavailable
 
 NOISE_MULTIPLE = 4.0  # how many times the yardstick's own rounding noise an artifact may be away from it
+STEP_LIMITS = {torch.float32: 1e-5, torch.float16: 1e-2}  # relative error of one step, given its own inputs
+FLIP_LIMIT = 2e-3  # of a step that rounds activations to int8: a value on the edge may round the other way
 FLOORS = {torch.float32: 2e-6, torch.float16: 1e-3}  # relative; below this, noise itself is not measurable
 
 
@@ -111,12 +114,50 @@ def check_lowering(
         Metric("cosine", rows.value, case=rows.case),
         Metric("noise", level),
     )
-    if gate.ok:
-        return Lowered(Passed("lowering", ran.evidence, metrics, device), latency, device, truth)
     case = next(c for c in cases if c.name == relative.case)
+    local = _local(runner, artifact, form, _shortest_padded(cases), execution, runner.compute or numerics.compute)
+    if local is not None:
+        metrics = (*metrics, local[0])
+    if all(m.ok for m in metrics):
+        return Lowered(Passed("lowering", ran.evidence, metrics, device), latency, device, truth)
+    if local is not None and not local[0].ok:
+        reason, diverged = "a step of the artifact computes something else than the program", local[1]
+        return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, diverged), latency, device, truth)
     diverged, remark = _locate(target, form, case, recipe, execution, limit)
     reason = f"the artifact computes something else than the program{remark}"
     return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, diverged), latency, device, truth)
+
+
+def _shortest_padded(cases: Sequence[Case]) -> Case:
+    padded = [c for c in cases if c.mask is not None and not bool(c.mask.all())]
+    return min(padded or cases, key=lambda c: sum(t.numel() for t in c.inputs.values()))
+
+
+def _local(
+    runner: Runner, artifact: Artifact, form: Program, case: Case, execution: Execution, compute: torch.dtype
+) -> tuple[Metric, Divergence] | None:
+    """Worst step of the artifact by multiples of its limit, where the runner shows inner values; None elsewhere."""
+    names = [n.name for n in tap_points(form)]
+    feed = {case.name: case.inputs}
+    ran = protocol.run(runner, artifact, feed, threads=execution.threads, timeout=execution.timeout, taps=names)
+    if isinstance(ran, protocol.Broke):
+        return None
+    shown = {n: t for n, t in ran.outputs[case.name].items() if n in set(names)}
+    errors = local_errors(form, case, shown)
+    if not errors:
+        return None
+    ratios = [e.relative_error / _step_limit(e, form, compute) for e in errors]
+    first = next((i for i, r in enumerate(ratios) if not r <= 1), ratios.index(max(ratios)))
+    return Metric("step", max(ratios), 1.0, case=errors[first].node), errors[first]
+
+
+def _step_limit(step: Divergence, form: Program, compute: torch.dtype) -> float:
+    rounds = any(n.name == step.node and n.args[-1] not in ("none", None) for n in form.graph.nodes if _is_linear_q(n))
+    return max(STEP_LIMITS[compute], FLIP_LIMIT if rounds else 0.0)
+
+
+def _is_linear_q(node: fx.Node) -> bool:
+    return node.op == "call_function" and op_name(node) == "planish.linear_q"
 
 
 def _locate(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from planish_passes.program import op_name
 from torch import fx
 
+from planish_passes.program import op_name
 from planish_targets.coreml.emit.emitter import Emitter, Var, arguments, dtype_of, emits, mil_type, shape_of
 
 _BINARY = {"aten.mul": "mul", "aten.maximum": "maximum", "aten.minimum": "minimum", "aten.pow": "pow"}
@@ -30,11 +30,14 @@ _LOGIC = {
     "aten.bitwise_or": "logical_or",
     "aten.bitwise_xor": "logical_xor",
 }
-_UNARY = {
-    f"aten.{name}": name
-    for name in ("exp", "sqrt", "tanh", "sigmoid", "relu", "erf", "abs", "ceil", "floor", "round", "sign", "sin", "cos", "silu")
+_SAME_NAME = "exp sqrt tanh sigmoid relu erf abs ceil floor round sign sin cos silu"
+_UNARY = {f"aten.{name}": name for name in _SAME_NAME.split()}
+_REDUCTIONS = {
+    "aten.mean": "reduce_mean",
+    "aten.sum": "reduce_sum",
+    "aten.amax": "reduce_max",
+    "aten.amin": "reduce_min",
 }
-_REDUCTIONS = {"aten.mean": "reduce_mean", "aten.sum": "reduce_sum", "aten.amax": "reduce_max", "aten.amin": "reduce_min"}
 
 
 def _pair(e: Emitter, node: fx.Node, dtype: torch.dtype) -> dict[str, Any]:
@@ -176,8 +179,7 @@ def reduce(e: Emitter, node: fx.Node) -> Var:
     axes = list(range(rank)) if axes is None or axes == [] else [axes] if isinstance(axes, int) else list(axes)
     keep = bool(given.get("keepdim", False))
     x = e.operand(node.args[0], dtype_of(node))
-    reduced = getattr(e.mb, _REDUCTIONS[op_name(node)])(x=x, axes=axes, keep_dims=keep, name=node.name)
-    return reduced
+    return getattr(e.mb, _REDUCTIONS[op_name(node)])(x=x, axes=axes, keep_dims=keep, name=node.name)
 
 
 @emits("aten.cumsum")

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from planish_passes.errors import PlanishError
-from planish_passes.program import Program, module_path, op_name
 from torch import fx
 
+from planish_passes.errors import PlanishError
+from planish_passes.program import Program, module_path, op_name
 from planish_targets.coreml.sdk import HALF_MAX, Sdk
 
 Var = Any  # a MIL value of coremltools' builder
@@ -29,6 +29,35 @@ def emits(*names: str) -> Callable[[Callable[[Emitter, fx.Node], Any]], Callable
     return register
 
 
+class _Naming:
+    """coremltools' builder; operations are named `<FX node>__<operation>`, so that each can be traced to its source.
+
+    The two underscores keep them apart from names that coremltools' passes make up.
+    """
+
+    def __init__(self, builder: Any) -> None:
+        self.owner = ""
+        self._builder = builder
+        self._count = 0
+
+    def start(self, owner: str) -> None:
+        """Operations from here on belong to this FX node."""
+        self.owner, self._count = owner, 0
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        build = getattr(self._builder, operation)
+
+        def named(**given: Any) -> Any:
+            if "name" not in given:
+                given["name"] = f"{self.owner}__{operation}_{self._count}"
+                self._count += 1
+            elif given["name"] == self.owner:
+                given["name"] = f"{self.owner}__{operation}"
+            return build(**given)
+
+        return named
+
+
 class Emitter:
     """Emits the nodes of a program, in order, into the MIL function that is open.
 
@@ -42,7 +71,7 @@ class Emitter:
 
     def __init__(self, program: Program, sdk: Sdk) -> None:
         self.program = program
-        self.mb = sdk.mb
+        self.mb = _Naming(sdk.mb)
         self.types = sdk.types
         self.notes: list[str] = []
         self.quantized: dict[str, str] = {}  # MIL name of a decompressed weight -> weight name
@@ -63,6 +92,7 @@ class Emitter:
             PlanishError: no form in Core ML; names the operator and its source module.
         """
         emitter = OPS.get(op_name(node))
+        self.mb.start(node.name)
         try:
             if emitter is not None:
                 self.bind(node, emitter(self, node))
@@ -72,14 +102,16 @@ class Emitter:
         except PlanishError:
             raise
         except Exception as problem:  # the SDK raises whatever its own checks raise; each is a refusal of this node
-            raise self.refusal(node, str(problem).strip().splitlines()[0] if str(problem).strip() else repr(problem)) from problem
+            reason = next(iter(str(problem).strip().splitlines()), repr(problem))
+            raise self.refusal(node, reason) from problem
 
     def refusal(self, node: fx.Node, reason: str) -> PlanishError:
         """The error for a node that has no form in Core ML."""
         return PlanishError(
             f"Core ML cannot encode {op_name(node)}: {reason}",
             f"{module_path(node) or 'the model itself'} (node {node.name})",
-            "compile for another target, or add an emitter to planish_targets/coreml/emit that builds it from MIL operations",
+            "compile for another target, or add an emitter that builds it from MIL operations to "
+            "planish_targets/coreml/emit",
         )
 
     def value(self, argument: Any) -> Var:
@@ -172,9 +204,12 @@ class Emitter:
         for source in node.all_input_nodes:
             self.value(source)
         args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), self._tame)  # type: ignore[misc]
-        plain = SimpleNamespace(target=node.target, args=args, kwargs=kwargs, name=node.name, meta=node.meta)
+        name = f"{node.name}__{op_name(node).rpartition('.')[2]}"
+        plain = SimpleNamespace(target=node.target, args=args, kwargs=kwargs, name=name, meta=node.meta)
         converted = self._sdk.torch_nodes.InternalTorchIRNode.from_exir_node(plain)
         self._sdk.torch_ops.convert_single_node(self._table, converted)
+        result = self._table[name]
+        self.bind(node, result if isinstance(result, (tuple, list)) else self.cast(result, dtype_of(node)))
 
     def _tame(self, argument: Any) -> Any:
         return self.finite(argument) if isinstance(argument, float) else argument

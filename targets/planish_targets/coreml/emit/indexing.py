@@ -26,6 +26,10 @@ def embedding_q(e: Emitter, node: fx.Node) -> Var:
     given = arguments(node)
     if given["zero_points"] is not None:
         raise e.refusal(node, "zero points are not supported yet")
+    e.note(
+        "quantised embedding tables are compressed constants behind a gather; whether Core ML expands them in memory "
+        "when it loads the model can only be seen on a device"
+    )
     table = quantized_weight(e, given["weight"], given["scales"])
     return e.mb.gather(x=table, indices=e.value(given["ids"]), axis=0, name=node.name)
 
@@ -65,7 +69,8 @@ def index(e: Emitter, node: fx.Node) -> Var:
         raise e.refusal(node, "several index tensors that do not start at the first axis")
     common = np.broadcast_shapes(*(shape_of(i) for _, i in used))
     columns = [e.broadcast(_positions(e, i, shape[axis]), common) for axis, i in used]
-    return _as_numbers(e, x, node, lambda v, **kw: e.mb.gather_nd(x=v, indices=e.mb.stack(values=columns, axis=-1), **kw))
+    points = e.mb.stack(values=columns, axis=-1)
+    return _as_numbers(e, x, node, lambda v, **kw: e.mb.gather_nd(x=v, indices=points, **kw))
 
 
 def _gather(e: Emitter, x: Var, positions: Var, axis: int, node: fx.Node) -> Var:

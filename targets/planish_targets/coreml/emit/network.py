@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from planish_passes.program import op_name
-from planish_passes.quantise import VALUES
 from torch import fx
 
+from planish_passes.program import op_name
+from planish_passes.quantise import VALUES
 from planish_targets.coreml.emit.emitter import Emitter, Var, arguments, emits, shape_of
 from planish_targets.coreml.sdk import HALF_MAX
 
@@ -169,16 +168,16 @@ def attention(e: Emitter, node: fx.Node) -> Var:
 
     The fused one has no finite fill for rows that may attend to nothing, no softcap and no sinks; and a community
     measurement (github.com/vx-lang/Vx/issues/437) has it on the Neural Engine only for far longer inputs.
-    The scale goes to q: the same number of roundings, and products that stay further from fp16's limit.
+    The scale (over the softcap) goes to q: the same number of roundings, and products further from fp16's limit.
     """
     given = arguments(node)
     heads = shape_of(given["q"])[1]
     k, v = (_repeat_heads(e, e.value(given[name]), heads) for name in ("k", "v"))
-    q = e.mb.mul(x=e.value(given["q"]), y=np.float32(given["scale"]))
+    cap = given["softcap"]
+    q = e.mb.mul(x=e.value(given["q"]), y=np.float32(given["scale"] / (cap or 1.0)))
     scores = e.mb.matmul(x=q, y=k, transpose_y=True)
-    if given["softcap"] > 0:
-        cap = np.float32(given["softcap"])
-        scores = e.mb.mul(x=e.mb.tanh(x=e.mb.real_div(x=scores, y=cap)), y=cap)
+    if cap > 0:
+        scores = e.mb.mul(x=e.mb.tanh(x=scores), y=np.float32(cap))
     if given["bias"] is not None:
         scores = e.mb.add(x=scores, y=e.value(given["bias"]))
     if given["mask"] is not None:
@@ -204,5 +203,3 @@ def _repeat_heads(e: Emitter, x: Var, heads: int) -> Var:
     grouped = e.mb.reshape(x=x, shape=[batch, given, 1, length * width])
     repeated = e.mb.tile(x=grouped, reps=[1, 1, heads // given, 1])
     return e.mb.reshape(x=repeated, shape=[batch, heads, length, width])
-
-

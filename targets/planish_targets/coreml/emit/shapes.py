@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from planish_passes.program import op_name
 from torch import fx
 
+from planish_passes.program import op_name
 from planish_targets.coreml.emit.emitter import OPS, Emitter, Var, arguments, dtype_of, emits, shape_of
 
 _VIEWS = ("reshape", "view", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")

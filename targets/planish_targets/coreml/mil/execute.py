@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Deferred:
     index: int
 
 
-Value = Tensor | str | Stored | Immediate | StateRef | Deferred
+Value: TypeAlias = "Tensor | str | Stored | Immediate | StateRef | Deferred"
 Scope = dict[str, Value]
 Operands = Mapping[str, tuple[Value, ...]]
 

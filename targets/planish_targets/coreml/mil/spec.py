@@ -75,7 +75,8 @@ def _messages() -> Any:
         package = importlib.util.spec_from_file_location(
             PROTO_PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
-        assert package is not None and package.loader is not None
+        assert package is not None
+        assert package.loader is not None
         module = importlib.util.module_from_spec(package)
         sys.modules[PROTO_PACKAGE] = module
         package.loader.exec_module(module)

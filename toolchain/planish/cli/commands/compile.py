@@ -114,7 +114,9 @@ def compile_command(
     }
     if model is None and config is None:
         here = Path("planish.toml").is_file()
-        hint = "planish compile -c planish.toml" if here else "planish compile MODEL, or planish compile -c planish.toml"
+        hint = (
+            "planish compile -c planish.toml" if here else "planish compile MODEL, or planish compile -c planish.toml"
+        )
         raise UsageError("No model is given.", "MODEL", hint)
     from planish.request import load_request
 
@@ -200,11 +202,12 @@ def show(done: Done) -> None:
     from planish.cli.results import show_results, size
 
     compiled, console = done.compiled, out()
-    title = f"{model_name(compiled.request.model)}: {compiled.source.architecture}, {compiled.source.task}, recipe {compiled.request.recipe}"
+    request, source = compiled.request, compiled.source
+    title = f"{model_name(request.model)}: {source.architecture}, {source.task}, recipe {request.recipe}"
     show_results(compiled, done.sizes, title)
-    for note in dict.fromkeys(
-        [*compiled.notes, *(n for t in compiled.targets if t.artifact for n in t.artifact.notes)]
-    ):
+    console.print()
+    told = [n for t in compiled.targets if t.artifact is not None for n in t.artifact.notes]
+    for note in dict.fromkeys([*compiled.notes, *told]):
         console.print(f"note: {note}", style="dim", soft_wrap=True)
     kept = [w for w in compiled.weights if w.before == w.after and w.before >= _LARGE]
     if kept and compiled.request.recipe != "float":

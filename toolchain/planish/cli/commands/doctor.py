@@ -11,6 +11,8 @@ from planish.cli.console import emit_json, out, results_only
 from planish.cli.guard import FAILED
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from planish.doctor import Finding, Health, TargetHealth
 
 
@@ -83,6 +85,9 @@ def show(health: Health, ok: bool) -> None:
     console.print(f"  Python {machine.python}, {machine.platform}, {machine.cores} cores")
     console.print(f"  memory {memory}{free}; disk {size(machine.disk_free)} free")
     console.print(f"  Hugging Face hub {machine.hub}\n", soft_wrap=True)
+    if health.packages:
+        own = ", ".join(f"{p.package} {p.installed or '-'}" for p in health.packages)
+        console.print(f"  {own}\n")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for heading in ("target", "state", "evidence here", "runs on", "packages"):
         table.add_column(heading, overflow="fold")
@@ -101,7 +106,7 @@ def show(health: Health, ok: bool) -> None:
     console.print("ready" if ok else "not ready", style="bold green" if ok else "bold red")
 
 
-def _row(target: TargetHealth) -> tuple[object, ...]:
+def _row(target: TargetHealth) -> tuple[Text, ...]:
     from rich.text import Text
 
     state = "ready" if target.ok else "problem" if target.installed else "not installed"

@@ -8,9 +8,8 @@ from planish.cli import options
 from planish.cli.console import emit_json, out, results_only
 
 if TYPE_CHECKING:
-    from planish_targets.contract import Target
-
     from planish.doctor import TargetHealth
+    from planish_targets.contract import Target
 
 
 def targets_command(
@@ -24,9 +23,8 @@ def targets_command(
       planish targets --json
     """
     with results_only():
-        from planish_targets import registry
-
         from planish.doctor import examine_target
+        from planish_targets import registry
 
         rows = [(target, examine_target(target)) for target in registry.targets().values()]
     if as_json:

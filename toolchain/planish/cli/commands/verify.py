@@ -27,16 +27,17 @@ def verify_command(
     \b
     Examples:
       planish verify my-model-int8.planish
-      planish verify my-model-int8.planish -t coreml --runner coreml="ssh mac planish-run"
+      planish verify my-model-int8.planish --runner coreml="ssh mac planish-run"
       planish verify my-model-int8.planish --json | jq .ok
     """
     commands = options.pairs(runner, "--runner")
     with progress(quiet) as shown, results_only(verbose):
+        shown.stage("start", "torch, transformers")
         from planish.cli.results import artifact_sizes, results_to_json, show_results
         from planish.verify import verify_bundle
 
         asked = options.known_targets(options.names(targets))
-        options.known_targets(commands)
+        options.check_commands(commands)
         report = verify_bundle(
             bundle, targets=asked or None, runner=commands, threads=threads, timeout=timeout, progress=shown
         )
@@ -45,7 +46,8 @@ def verify_command(
         emit_json({"ok": not report.failed, "bundle": bundle, **results_to_json(report, sizes)})
     else:
         show_results(report, sizes, str(bundle))
-        out().print("every check passed" if not report.failed else "", style="green")
+        if not report.failed:
+            out().print("no check failed", style="green")
     if report.failed:
         count = len(report.failed)
         what = f"{count} gates failed." if count > 1 else "A gate failed."

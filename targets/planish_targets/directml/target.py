@@ -1,0 +1,132 @@
+"""DirectML target."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from planish_passes.canonicalise import Canonicalise
+from planish_passes.errors import PlanishError
+from planish_passes.infra import Pass
+from planish_passes.program import Program
+from planish_passes.weights import QuantizedTensor
+
+from planish_targets.contract import (
+    Artifact,
+    Capabilities,
+    Evidence,
+    Numerics,
+    Placed,
+    Placement,
+    Recipe,
+    Runner,
+    Unavailable,
+)
+from planish_targets.directml import kernels
+from planish_targets.directml.findings import MODEL
+from planish_targets.directml.lower import OPSET, write
+from planish_targets.directml.rewrite import ScaleFirst
+from planish_targets.directml.rules import DML, NodeCheck, check
+from planish_targets.directml.run import PACKAGE, provider
+
+FILE = "model.onnx"
+# Refusals that cost speed alone: ONNX Runtime runs the node on the CPU, and the placement says so.
+_ONLY_SLOW = frozenset(("DML001-opset", "DML002-no-kernel", "DML002-version", "DML002-type"))
+# Not wrong by themselves, but promised away by this target: all norms are computed in float32.
+_PROMISED = frozenset(("DML015-fp16-norm",))
+
+
+def _requires() -> Mapping[str, str]:
+    package = PACKAGE if sys.platform == "win32" else "onnxruntime"
+    return {package: ">=1.22,<2", "onnx": ">=1.18,<2", "onnxscript": ">=0.7,<1"}
+
+
+@dataclass(frozen=True)
+class DirectMLTarget:
+    """Float16 arithmetic with norms and softmax in float32; integer weights stay one byte in the file."""
+
+    name: str = "directml"
+    summary: str = "Windows GPUs: a float16 .onnx file for ONNX Runtime's DirectML provider"
+    requires: Mapping[str, str] = field(default_factory=_requires)
+    extra: str = "directml"
+    capabilities: Capabilities = Capabilities(keeps=frozenset({"planish.linear_q", "planish.embedding_q"}))
+
+    def numerics(self, recipe: Recipe) -> Numerics:
+        """float16 weights and activations for every recipe; activations are never integers."""
+        return Numerics(weights=torch.float16, compute=torch.float16)
+
+    def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
+        """Factors before products, then what became a no-op goes."""
+        return (ScaleFirst(), Canonicalise())
+
+    def lower(self, program: Program, into: Path, recipe: Recipe) -> Artifact:
+        """Write model.onnx and model.onnx.data.
+
+        Raises:
+            PlanishError: an operator has no form, or the written file breaks a rule of DirectML.
+        """
+        write(program, into / FILE)
+        checks = check(into / FILE)
+        refused = next((c for c in checks if _violates(c)), None)
+        if refused is not None:
+            raise PlanishError(
+                f"DirectML cannot take {refused.op}: {refused.reason}",
+                f"node {refused.node!r} in module {refused.module or '(top)'}",
+                "compile for onnxruntime, which runs on the CPU of the same machine, or report the model's config.json",
+            )
+        away = [c for c in checks if c.node != MODEL and c.provider != DML]
+        notes = () if not away else (f"{len(away)} operations leave the GPU: {', '.join(sorted({c.op for c in away}))}",)
+        options = {"outputs": [p.name for p in program.outputs], "opset": OPSET, "all_on_device": not away}
+        return Artifact(self.name, into, FILE, options, notes)
+
+    def runner(self, artifact: Artifact) -> Runner | Unavailable:
+        """The DirectML provider on Windows; elsewhere the CPU provider, which rounds to float16 between some operators."""
+        if find_spec("onnxruntime") is None:
+            return Unavailable("onnxruntime is not installed (pip install 'planish[directml]')")
+        command = (sys.executable, "-m", "planish_targets.directml.run")
+        if provider() == DML:
+            return Runner(command, Evidence.EXECUTED, "ONNX Runtime DirectML")
+        device = "ONNX Runtime CPU in the place of DirectML"
+        return Runner(command, Evidence.EMULATED, device)
+
+    def placement(self, artifact: Artifact) -> Placement:
+        """The static verdict on each node; nothing is run."""
+        checks = check(artifact.path)
+        nodes = tuple(_placed(c) for c in checks if c.node != MODEL)
+        violations = tuple(_sentence(c) for c in checks if _violates(c))
+        advice = tuple(f"structural: {_sentence(c)}" for c in checks if c.node == MODEL and not _violates(c))
+        return Placement(f"kernel table of DirectML EP {kernels.VERSION}", nodes, violations, advice)
+
+    def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:
+        """Integers and scales from the file and its external data."""
+        from planish_targets.onnx_graph.read import quantized_weights
+
+        return quantized_weights(artifact.path)
+
+    def inspect(self, path: Path) -> Mapping[str, object] | None:
+        """None: the onnxruntime target describes .onnx files."""
+        return None
+
+
+def _violates(found: NodeCheck) -> bool:
+    if found.rule in _PROMISED:
+        return True
+    slow = found.node != MODEL and found.rule in _ONLY_SLOW
+    return found.status == "refused" and not slow
+
+
+def _placed(found: NodeCheck) -> Placed:
+    module, reason = found.module or "", found.reason
+    if found.provider == DML and found.status == "registered":
+        return Placed(found.node, found.op, "accelerated", DML, module=module)
+    where = "unknown" if found.status == "unknown" else "fallback"
+    return Placed(found.node, found.op, where, found.provider, f"{reason} [{found.rule}]" if found.rule else reason, module)
+
+
+def _sentence(found: NodeCheck) -> str:
+    module = f" (module {found.module})" if found.module else ""
+    return f"{found.rule}: {found.op} {found.node}{module}: {found.reason}"

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from support import capture_family
+
+from planish_passes import ops
+from planish_passes.canonicalise import Canonicalise
+from planish_passes.infra import run_passes
+from planish_passes.numerics import BY_ROLE, RoundActivations, RoundWeights
+from planish_passes.quantise import Quantise
+
+
+def test_roles_of_the_linears_of_a_layer() -> None:
+    passes = [Canonicalise(), Quantise(), RoundActivations(BY_ROLE)]
+    program = run_passes(capture_family("bert")[0].program, passes).program
+    linears = [n for n in program.graph.nodes if n.op == "call_function" and "linear_q" in str(n.target)]
+    found = {n.meta["planish_module"].split("layer.0.")[-1]: n.args[-1] for n in linears[:6]}
+    assert found == {
+        "attention.self.query": "int8_token_symmetric",
+        "attention.self.key": "int8_token_symmetric",
+        "attention.self.value": "int8_token_residual",
+        "attention.output.dense": "int8_token_symmetric",
+        "intermediate.dense": "int8_token_residual",
+        "output.dense": "uint8_token_after_gelu",
+    }
+
+
+@pytest.mark.parametrize(
+    ("activations", "steps"),
+    [("none", 0.0), ("int8_token_symmetric", 0.51), ("int8_token_residual", 0.003), ("int8_token_asymmetric", 1.01)],
+)
+def test_rounding_error_is_bounded_by_the_step(activations: str, steps: float) -> None:
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(64, 96), torch.zeros(1, 96), torch.randn(3, 96).abs(), -torch.randn(3, 96).abs()])
+    step = x.abs().amax(-1, keepdim=True) / 127
+    error = (ops.quantize_activations(x, activations) - x).abs()
+    assert bool((error <= step * steps + 1e-7).all())
+
+
+def test_rounding_after_gelu_needs_no_sign() -> None:
+    x = torch.nn.functional.gelu(torch.randn(64, 96) * 3)
+    step = (x.amax(-1, keepdim=True) + ops.GELU_LOW) / 255
+    assert bool(((ops.quantize_activations(x, "uint8_token_after_gelu") - x).abs() <= step * 0.51).all())
+
+
+def test_weights_are_rounded_and_mask_fills_stay_finite() -> None:
+    program = run_passes(capture_family("bert")[0].program, [Canonicalise()]).program
+    store = program.weights.derive(
+        "embeddings.LayerNorm.bias",
+        ("embeddings.LayerNorm.bias",),
+        lambda t: torch.full_like(t, -3.4e38),
+        program.weights.spec("embeddings.LayerNorm.bias"),
+    )
+    from dataclasses import replace
+
+    rounded = run_passes(replace(program, weights=store), [RoundWeights(torch.float16)]).program.weights
+    assert bool((rounded.read("embeddings.LayerNorm.bias") == -65504).all())
+    weight = rounded.read("embeddings.word_embeddings.weight")
+    assert torch.equal(weight, program.weights.read("embeddings.word_embeddings.weight").half().float())

@@ -1,0 +1,111 @@
+"""Small programs and small random models for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+import transformers as tf
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from planish.capture import Captured, capture
+from planish.tasks import TASKS
+from planish.tasks.image import ImageTask
+from planish_passes.program import Port, Program
+from planish_passes.weights import TensorSpec, WeightStore
+
+_TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_VOCABULARY = {**_TEXT, "vocab_size": 100}
+_DEBERTA = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16, "share_att_key": True}
+_ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+
+FAMILIES: Mapping[str, Callable[[], Any]] = {
+    "bert": lambda: tf.BertConfig(**_VOCABULARY),
+    "roberta": lambda: tf.RobertaConfig(**_VOCABULARY),
+    "distilbert": lambda: tf.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=100),
+    "albert": lambda: tf.AlbertConfig(embedding_size=16, **_VOCABULARY),
+    "electra": lambda: tf.ElectraConfig(embedding_size=16, **_VOCABULARY),
+    "mpnet": lambda: tf.MPNetConfig(**_VOCABULARY),
+    "deberta-v2": lambda: tf.DebertaV2Config(norm_rel_ebd="layer_norm", **_DEBERTA, **_VOCABULARY),
+    "modernbert": lambda: tf.ModernBertConfig(local_attention=8, **_ENDS, **_VOCABULARY),
+    "vit": lambda: tf.ViTConfig(image_size=32, patch_size=8, **_TEXT),
+    "convnext": lambda: tf.ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, image_size=32),
+    "mobilenet-v2": lambda: tf.MobileNetV2Config(image_size=32, depth_multiplier=0.25),
+    "swin": lambda: tf.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
+    ),
+}
+
+
+def random_model(config: Any, seed: int = 0) -> nn.Module:
+    """A model with random weights that are all different from their initial zeros and ones."""
+    torch.manual_seed(seed)
+    model: nn.Module = AutoModel.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * 0.05
+    return model
+
+
+def store_of(model: nn.Module) -> Callable[[nn.Module], WeightStore]:
+    """What `Source.weights` does, for weights that are in memory."""
+    state = model.state_dict()
+
+    def weights(meta: nn.Module) -> WeightStore:
+        store = WeightStore()
+        for name, value in meta.state_dict(keep_vars=True).items():
+            store = store.with_lazy(name, TensorSpec.of(value), lambda name=name: state[name], (name,))
+        return store
+
+    return weights
+
+
+@cache
+def capture_family(family: str) -> tuple[Captured, nn.Module]:
+    """Captured program and eager model of a family."""
+    config = FAMILIES[family]()
+    model = random_model(config)
+    image = hasattr(config, "num_channels")
+    task = ImageTask("image-features", ("last_hidden_state",)) if image else TASKS["feature-extraction"]
+    return capture(AutoModel, config, task, store_of(model)), model
+
+
+def feed(program: Program, *, batch: int = 2, sequence: int = 16, padding: int = 5) -> dict[str, Tensor]:
+    """Random inputs; the last row of a batch is padded."""
+    torch.manual_seed(1)
+    given: dict[str, Tensor] = {}
+    for port in program.inputs:
+        if port.dtype.is_floating_point:
+            given[port.name] = torch.randn(batch, *(int(s) for s in port.shape[1:]))
+        elif port.name == "attention_mask":
+            given[port.name] = torch.ones(batch, sequence, dtype=torch.int64)
+            given[port.name][-1, sequence - padding :] = 0
+        else:
+            high = 100 if port.name == "input_ids" else 2
+            given[port.name] = torch.randint(2 if high > 2 else 0, high, (batch, sequence))
+    return given
+
+
+def program_of(module: nn.Module, *examples: Tensor, dynamic: Any = None) -> Program:
+    """A program from any small module: inputs x0, x1, ...; weights are its parameters and buffers."""
+    from torch.export.graph_signature import InputKind
+
+    exported = torch.export.export(module.eval(), examples, dynamic_shapes=dynamic, strict=False)
+    store = WeightStore()
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers()), **exported.constants}
+    bound = {}
+    for spec in exported.graph_signature.input_specs:
+        if spec.target is None:
+            continue
+        value = state[spec.target].detach()
+        store = store.with_lazy(spec.target, TensorSpec.of(value), lambda v=value: v, (spec.target,))
+        bound[spec.target] = next(n.meta["val"] for n in exported.graph.nodes if n.name == spec.arg.name)
+        spec.kind, spec.persistent = InputKind.BUFFER, True
+    exported._state_dict, exported._constants = bound, {}
+    inputs = tuple(Port(f"x{i}", x.dtype, tuple(x.shape)) for i, x in enumerate(examples))
+    returned = exported.graph.output_node().args[0]
+    outputs = tuple(Port(f"y{i}", n.meta["val"].dtype, tuple(n.meta["val"].shape)) for i, n in enumerate(returned))
+    return Program("test", exported, store, inputs, outputs)

@@ -1,0 +1,56 @@
+"""Numbers and words of the verdict table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from planish.cli.results import cosine, evidence, milliseconds, size, timed_case, verdict_word
+from planish.compiled import TargetResult
+from planish.verdict import Failed, NotRun, Passed, Verdict
+from planish_targets.contract import Artifact, Evidence
+
+ARTIFACT = Artifact("t", Path(), "f")
+QUALITY = Passed("quality", Evidence.EXECUTED)
+WEIGHTS = Passed("weights", Evidence.EXECUTED)
+
+
+def test_cosine_is_never_rounded_up() -> None:
+    assert [cosine(v) for v in (0.9999999, 1.0, 0.5, None, float("nan"))] == [
+        "0.99999",
+        "1.00000",
+        "0.50000",
+        "-",
+        "nan",
+    ]
+
+
+def test_sizes_and_times() -> None:
+    assert [size(n) for n in (0, 999, 1000, 23_100_000, 999_900_000, 7_000_000_000)] == [
+        "0 B", "999 B", "1.0 kB", "23.1 MB", "1.0 GB", "7.0 GB"
+    ]  # fmt: skip
+    assert [milliseconds(s) for s in (0.0042, 0.26, 1.5, None)] == ["4.2 ms", "260 ms", "1.5 s", "-"]
+
+
+@pytest.mark.parametrize(
+    ("artifact", "verdicts", "grade", "word"),
+    [
+        (ARTIFACT, (QUALITY, Passed("lowering", Evidence.EMULATED)), Evidence.EMULATED, "passed"),
+        (ARTIFACT, (QUALITY, Failed("lowering", Evidence.EXECUTED, "x")), Evidence.EXECUTED, "FAILED"),
+        # A check of the program says nothing of an artifact that did not run.
+        (ARTIFACT, (QUALITY, NotRun("lowering", "x")), Evidence.NOT_RUN, "not run"),
+        (ARTIFACT, (QUALITY, WEIGHTS, NotRun("lowering", "x")), Evidence.STRUCTURAL, "not run"),
+        (None, (Failed("lower", Evidence.STRUCTURAL, "x"),), Evidence.NOT_RUN, "refused"),
+    ],
+)
+def test_grades(artifact: Artifact | None, verdicts: tuple[Verdict, ...], grade: Evidence, word: str) -> None:
+    result = TargetResult("t", artifact, verdicts)
+    assert (evidence(result), verdict_word(result)) == (grade, word)
+
+
+def test_timed_case_is_one_that_all_ran() -> None:
+    one = TargetResult("a", ARTIFACT, (), latency={"x": 1.0, "y": 2.0, "z": 9.0})
+    other = TargetResult("b", ARTIFACT, (), latency={"x": 5.0, "y": 1.0})
+    assert timed_case([one, other]) == "y"
+    assert timed_case([]) == ""
