@@ -98,6 +98,8 @@ except SystemExit:
     pass
 print("LOADED", sorted(m for m in sys.modules if "." not in m))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=TOOLCHAIN.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=TOOLCHAIN.parent
+    )
     loaded = set(ast.literal_eval(done.stdout.split("LOADED", 1)[1].strip()))
     assert not loaded & HEAVY

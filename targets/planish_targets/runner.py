@@ -76,6 +76,7 @@ def run(
         timeout: seconds until the process is killed.
         taps: names of inner values that the caller would like to see too; a runner returns those that it can.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory(prefix="planish-run-") as scratch:
@@ -100,9 +101,10 @@ def run(
         if broke is not None:
             return broke
         try:
-            device = json.loads((returned / "device.json").read_text())
+            device = dict(json.loads((returned / "device.json").read_text()))
+            evidence = Evidence(device.get("evidence", runner.evidence))
             flat = load_file(str(returned / "outputs.safetensors"))
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, TypeError, SafetensorError) as problem:
             return Broke(f"the runner wrote no readable result: {problem}")
     outputs: dict[str, dict[str, Tensor]] = {}
     for key, tensor in flat.items():
@@ -111,7 +113,7 @@ def run(
     missing = [case for case in cases if case not in outputs]
     if missing:
         return Broke(f"the runner returned nothing for {', '.join(missing)}")
-    return Ran(outputs, device, Evidence(device.get("evidence", runner.evidence)))
+    return Ran(outputs, device, evidence)
 
 
 def _place(folder: Path, at: Path) -> None:
@@ -124,22 +126,48 @@ def _place(folder: Path, at: Path) -> None:
 
 def _execute(command: list[str], timeout: float, threads: int, returned: Path) -> Broke | None:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONFAULTHANDLER": "1"}
+    log = returned.parent / "log.txt"
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout, errors="replace", check=False
-        )
+        with log.open("wb") as sink:
+            # A session of its own: what the runner starts (ssh, adb) is stopped with it.
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
+            )
+            try:
+                code = process.wait(timeout)
+            finally:
+                _stop(process)
     except subprocess.TimeoutExpired:
-        return Broke(f"no result within {timeout:g} s; the process was stopped")
+        return Broke(f"no result within {timeout:g} s; the process was stopped", _tail(log))
     except OSError as problem:
         return Broke(f"the runner cannot be started: {problem}")
-    if done.returncode == 0:
+    if code == 0:
         return None
-    log = (done.stderr or done.stdout)[-4000:]
-    report = returned / "error.json"
+    return _explain(code, returned / "error.json", _tail(log))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+
+
+def _tail(log: Path) -> str:
+    return log.read_bytes()[-4000:].decode(errors="replace")
+
+
+def _explain(code: int, report: Path, log: str) -> Broke:
     if report.is_file():
-        told = json.loads(report.read_text())
-        return Broke(f"{told.get('what')} ({told.get('where')})", log)
-    if done.returncode < 0:
-        return Broke(f"the runtime crashed with {signal.Signals(-done.returncode).name}", log)
+        try:
+            told = dict(json.loads(report.read_text()))
+            return Broke(f"{told.get('what')} ({told.get('where')})", log)
+        except (ValueError, TypeError):
+            return Broke("the runner failed and left an unreadable report", log)
+    if code < 0:
+        names = {int(s): s.name for s in signal.Signals}
+        return Broke(f"the runtime crashed with {names.get(-code, f'signal {-code}')}", log)
     last = log.strip().splitlines()[-1] if log.strip() else "no message"
-    return Broke(f"the runner exited with {done.returncode}: {last}", log)
+    return Broke(f"the runner exited with {code}: {last}", log)

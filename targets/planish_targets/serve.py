@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -76,9 +75,19 @@ def serve(device: str, packages: tuple[str, ...], load: Callable[[Call], Model])
         "versions": {p: _version(p) for p in packages},
         "seconds": seconds,
         "load_seconds": loaded,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **_peak(),
     }
     (returned / "device.json").write_text(json.dumps(facts, indent=1))
+
+
+def _peak() -> dict[str, int]:
+    """Peak resident memory of this process, where the system tells (not on Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
 def _version(package: str) -> str:

@@ -263,7 +263,11 @@ def _license(folder: Path) -> str | None:
     card = folder / "README.md"
     if not card.is_file():
         return None
+    import yaml
     from huggingface_hub import metadata_load
 
-    named = (metadata_load(card) or {}).get("license")
+    try:
+        named = (metadata_load(card) or {}).get("license")
+    except yaml.YAMLError:  # a damaged card says nothing about the licence, and is no reason to fail
+        return None
     return None if named is None else str(named)

@@ -61,13 +61,12 @@ def _clamp_constants(graph: ir.Graph) -> None:
     for value in graph.initializers.values():
         if value.const_value is not None and is_float(value):
             array = value.const_value.numpy()
-            finite = np.where(np.isfinite(array), np.clip(array, -LARGEST, LARGEST), array).astype(array.dtype)
-            value.const_value = ir.Tensor(finite, name=value.name)
+            within = np.where(np.isfinite(array), np.clip(array, -LARGEST, LARGEST), array).astype(array.dtype)
+            value.const_value = ir.Tensor(within, name=value.name)
 
 
-def _rounded(tensor: Tensor) -> Tensor:
-    finite = torch.where(tensor.isfinite(), tensor.clamp(-LARGEST, LARGEST), tensor)
-    return finite.to(torch.float16)
+def _within_range(tensor: Tensor) -> Tensor:
+    return torch.where(tensor.isfinite(), tensor.clamp(-LARGEST, LARGEST), tensor)
 
 
 class _Half:
@@ -115,24 +114,26 @@ class _Half:
             node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT16))
 
     def _set_initializer(self, value: ir.Value, wanted: set[str]) -> None:
-        assert value.shape is not None
-        large = prod(int(d) for d in value.shape) > _SMALL
-        if not large and "FLOAT" in wanted:
-            return
-        self._store_half(value)
-
-    def _store_half(self, value: ir.Value) -> None:
         import numpy as np
         import onnx_ir as ir
 
-        name = str(value.name)
-        value.type = ir.TensorType(ir.DataType.FLOAT16)
+        assert value.shape is not None
+        name, large = str(value.name), prod(int(d) for d in value.shape) > _SMALL
+        half = large or "FLOAT" not in wanted
+        if half:
+            value.type = ir.TensorType(ir.DataType.FLOAT16)
         if value.const_value is not None:
-            value.const_value = ir.Tensor(value.const_value.numpy().astype(np.float16), name=name)
-            return
-        read = self.weights  # the derivation must see the float32 form, not itself
-        spec = TensorSpec(self.weights.spec(name).shape, torch.float16)
-        self.weights = self.weights.with_lazy(name, spec, lambda: _rounded(read.read(name)), read.sources(name))
+            kind = np.float16 if half else np.float32
+            value.const_value = ir.Tensor(value.const_value.numpy().astype(kind), name=name)
+        else:
+            self._derive(name, torch.float16 if half else torch.float32)
+
+    def _derive(self, name: str, dtype: torch.dtype) -> None:
+        before = self.weights  # the new form must read the old one, not itself
+        spec = TensorSpec(before.spec(name).shape, dtype)
+        self.weights = before.with_lazy(
+            name, spec, lambda: _within_range(before.read(name)).to(dtype), before.sources(name)
+        )
 
     def _cast(self, value: ir.Value, dtype: str, reader: ir.Node) -> ir.Value:
         """`value` in another type: one Cast per value, right behind its producer."""

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 LARGEST, SMALLEST = 65504.0, 2.0**-14  # of the normal numbers of float16
 
-_STATISTICS = frozenset(
+_SUMS = frozenset(
+    "ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp ReduceProd CumSum".split()
+)
+_STATISTICS = _SUMS | frozenset(
     "LayerNormalization SimplifiedLayerNormalization InstanceNormalization GroupNormalization LpNormalization"
-    " MeanVarianceNormalization Softmax LogSoftmax CumSum Pow Exp Log"
-    " ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp ReduceProd".split()
+    " MeanVarianceNormalization Softmax LogSoftmax Pow Exp Log".split()
 )
 _FILLED_BY_ATTRIBUTE = frozenset("ConstantOfShape EyeLike Range RandomNormal RandomUniform".split())
 # Arithmetic around a statistic that belongs to it: eps, root, reciprocal, mask.
@@ -29,11 +31,11 @@ def full_precision(graph: ir.Graph, opset: int) -> set[ir.Node]:
 
     1. norms, softmax, sums, powers: their statistics pass 65504, or lose what is small, in float16;
     2. what stands between a product and such a node, if nothing else reads it (masks, biases, x * x);
-    3. what is computed from a statistic, up to the point where it meets the activations again (eps, root, x / root);
+    3. what is computed from a sum, or with a constant too small for float16 (eps), up to and including the point where
+       it meets the activations again (eps, root, x / root);
     4. what is computed from integers and constants alone (positions: float16 counts to 2048; dequantised weights,
        which ONNX Runtime folds when it loads the file);
-    5. readers of a constant that is too small for float16 (eps);
-    6. operators that take float32 but not float16 on DirectML or in ONNX.
+    5. operators that take float32 but not float16 on DirectML or in ONNX.
     """
     nodes = list(graph)
     kept = {n for n in nodes if n.op_type in _STATISTICS or n.op_type in _FILLED_BY_ATTRIBUTE}
@@ -81,15 +83,14 @@ def _pulls(reader: ir.Node, kept: set[ir.Node]) -> bool:
 
 
 def _after_statistics(nodes: list[ir.Node]) -> Iterator[ir.Node]:
-    carriers = {n.outputs[0] for n in nodes if n.op_type.startswith("Reduce") or n.op_type == "CumSum"}
+    statistics = {o for n in nodes if n.op_type in _SUMS or _reads_tiny(n) for o in n.outputs}
     for node in nodes:
-        sources = [v for v in node.inputs if v in carriers]
-        if not sources or node.op_type not in _ELEMENTWISE:
+        given = [v for v in node.inputs if v is not None]
+        if node.op_type not in _ELEMENTWISE or not any(v in statistics for v in given):
             continue
         yield node
-        shape = node.outputs[0].shape
-        if shape is not None and any(s.shape == shape for s in sources if s is not None):
-            carriers.add(node.outputs[0])
+        if all(v in statistics or v.is_initializer() for v in given):
+            statistics.update(node.outputs)
 
 
 def _from_integers(nodes: list[ir.Node]) -> Iterator[ir.Node]:

@@ -123,7 +123,7 @@ def _placed(found: NodeCheck) -> Placed:
     module, reason = found.module or "", found.reason
     if found.provider == DML and found.status == "registered":
         return Placed(found.node, found.op, "accelerated", DML, module=module)
-    where = "unknown" if found.status == "unknown" else "fallback"
+    where = "fallback" if found.provider != DML and found.status != "unknown" else "unknown"
     return Placed(found.node, found.op, where, found.provider, f"{reason} [{found.rule}]" if found.rule else reason, module)
 
 

@@ -15,7 +15,18 @@ from planish_passes.errors import PlanishError
 Kind = Literal["folder", "hub", "gguf"]
 
 # Pickles are never downloaded. Some repositories keep the same model again in sub-folders and in other precisions.
-_WANTED = ["*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*", "model*.safetensors", "0_*/*.safetensors"]
+_WANTED = [
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "README.md",
+    "LICEN[SC]E*",
+    "NOTICE*",
+    "COPYING*",
+    "model*.safetensors",
+    "0_*/*.safetensors",
+]
 _UNWANTED = ["onnx/*", "openvino/*", "original/*", "coreml/*", "model.fp16*", "*training*", "*.non_ema*"]
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

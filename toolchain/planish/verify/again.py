@@ -77,6 +77,8 @@ def verify_bundle(
 
 
 def _target(bundle: Bundle, name: str, execution: Execution) -> TargetResult:
+    if name in bundle.manifest.targets and bundle.manifest.targets[name].artifact is None:
+        return TargetResult(name, None, (NotRun("lowering", "the compile was refused; report.json has the reason"),))
     artifact = bundle.artifact(name)
     given, expected = bundle.golden(name)
     if not given:
