@@ -40,10 +40,10 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
 }
 
 
-def random_model(config: Any, seed: int = 0) -> nn.Module:
+def random_model(config: Any, model_class: Any = AutoModel, seed: int = 0) -> nn.Module:
     """A model with random weights that are all different from their initial zeros and ones."""
     torch.manual_seed(seed)
-    model: nn.Module = AutoModel.from_config(config, attn_implementation="eager").eval()
+    model: nn.Module = model_class.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter) * 0.05

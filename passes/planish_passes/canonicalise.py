@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from planish_passes.infra import PassResult
-from planish_passes.program import Program, finish, op_name, rebuild, rename_outputs
+from planish_passes.program import Program, finish, op_name, rebuild
 
 _IDENTITY = frozenset(
     f"aten.{name}" for name in ("dropout", "feature_dropout", "alias", "detach", "detach_", "lift_fresh_copy", "clone")
@@ -26,7 +26,7 @@ class Canonicalise:
     2. run-time checks of the trace go (equal input shapes become the caller's contract);
     3. dropout, alias, detach, clone go;
     4. casts to the dtype that a tensor has go;
-    5. `view` becomes `reshape`, and `contiguous` goes;
+    5. `view` becomes `reshape`, `type_as` a cast, and `contiguous` goes;
     6. `expand` and `slice` that change nothing go, also when the size is symbolic;
     7. `transpose` and `permute` pairs that cancel go.
     """
@@ -41,15 +41,21 @@ class Canonicalise:
             if op_name(node) in _CHECKS:
                 program.graph.erase_node(node)
                 continue
-            if op_name(node) == "aten.view":
-                node.target = torch.ops.aten.reshape.default
+            _rename(node)
             source = _same_as(node)
             if source is not None:
                 node.replace_all_uses_with(source)
                 program.graph.erase_node(node)
-        rename_outputs(program)
         program = finish(program)
         return PassResult(program, before - len(program.graph.nodes))
+
+
+def _rename(node: fx.Node) -> None:
+    """One name for each thing: `view` is a reshape, `type_as` a cast."""
+    if op_name(node) == "aten.view":
+        node.target = torch.ops.aten.reshape.default
+    elif op_name(node) == "aten.type_as":
+        node.target, node.args = torch.ops.aten.to.dtype, (node.args[0], node.meta["val"].dtype)
 
 
 def _functional(program: Program) -> Program:

@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from planish_passes.infra import PassResult
 from planish_passes.ops import BODIES
-from planish_passes.program import Program, copy_graph, finish, module_path, op_name, rename_outputs
+from planish_passes.program import Program, copy_graph, finish, module_path, op_name
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Expand:
             if node.op == "call_function" and node.target in BODIES and op_name(node) not in self.keeps:
                 _inline(program.graph, node)
                 expanded += 1
-        rename_outputs(program)
         return PassResult(finish(program), expanded)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from planish_passes.infra import PassResult, Refusal
-from planish_passes.program import Program, finish, op_name, rename_outputs
+from planish_passes.program import Program, finish, op_name
 
 _PRODUCTS = ("aten.matmul", "aten.bmm")
 
@@ -39,7 +39,6 @@ class FuseAttention:
                 continue
             _rewrite(program.graph, node, *found)
             fused += 1
-        rename_outputs(program)
         return PassResult(finish(program), fused, tuple(refused))
 
 

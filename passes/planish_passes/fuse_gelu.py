@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from planish_passes.infra import PassResult
-from planish_passes.program import Program, finish, op_name, rename_outputs
+from planish_passes.program import Program, finish, op_name
 
 _TANH_CUBIC = 0.044715
 _TANH_SCALE = math.sqrt(2 / math.pi)
@@ -45,7 +45,6 @@ class FuseGelu:
             gelu.meta = dict(node.meta)
             node.replace_all_uses_with(gelu)
             fused += 1
-        rename_outputs(program)
         return PassResult(finish(program), fused)
 
 

@@ -70,7 +70,7 @@ def _needs_precision(pair: tuple[fx.Node, fx.Node]) -> bool:
 
 @dataclass(frozen=True)
 class RoundWeights:
-    """Floating weights and constants are rounded to `dtype` (they stay float32 tensors with rounded values).
+    """Floating weights, constants and attention scales are rounded to `dtype` (weights stay float32 tensors).
 
     Values beyond the range of `dtype`, such as mask fills, become its largest finite number.
     """
@@ -90,4 +90,8 @@ class RoundWeights:
             if spec.dtype.is_floating_point and spec.dtype.itemsize > self.dtype.itemsize:
                 store = store.derive(name, (name,), rounded, spec)
                 changed += 1
+        for node in program.graph.nodes:
+            if node.op == "call_function" and op_name(node) == "planish.attention":
+                node.args = (*node.args[:6], float(torch.tensor(node.args[6]).to(self.dtype)), *node.args[7:])
+        program.exported.graph_module.recompile()
         return PassResult(replace(program, weights=store), changed)

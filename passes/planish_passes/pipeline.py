@@ -11,6 +11,7 @@ from planish_passes.expand import Expand
 from planish_passes.expected import AssertExpected
 from planish_passes.fold import FoldConstants
 from planish_passes.fuse_attention import FuseAttention
+from planish_passes.fuse_batch_norm import FuseBatchNorm
 from planish_passes.fuse_gelu import FuseGelu
 from planish_passes.infra import Pass
 from planish_passes.numerics import RoundActivations, RoundWeights
@@ -24,6 +25,7 @@ def fuse() -> tuple[Pass, ...]:
     return (
         Canonicalise(),  # first: patterns below must not have to look through no-ops
         FuseGelu(),  # before constants are folded into its factors
+        FuseBatchNorm(),  # before weights are rounded for a target: a fold behind it would round twice
         FuseAttention(),  # only models that bypass the attention interface have something to find
         Canonicalise(),  # the transpose that fusion adds cancels against the model's own
         FoldConstants(),  # tables and buffers that depend on nothing

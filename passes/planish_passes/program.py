@@ -84,6 +84,11 @@ class Program:
             [copy.copy(s) for s in ep.graph_signature.input_specs],
             [copy.copy(s) for s in ep.graph_signature.output_specs],
         )
+        # FX gives some names ("input") another form when it copies.
+        names = {old.name: new.name for old, new in zip(ep.graph.nodes, module.graph.nodes, strict=True)}
+        for spec in (*signature.input_specs, *signature.output_specs):
+            if isinstance(spec.arg, TensorArgument):
+                spec.arg = TensorArgument(names[spec.arg.name])
         return replace(self, exported=rebuild(ep, module, signature))
 
     def text(self) -> str:
@@ -145,8 +150,9 @@ def add_weight(program: Program, name: str, value: torch.Tensor) -> fx.Node:
 
 
 def finish(program: Program) -> Program:
-    """Drop dead nodes and the weights that nothing uses any more, then recompile. Every edit ends here."""
+    """Settle the signature, drop dead nodes and weights that nothing uses, recompile. Every edit ends here."""
     graph, ep = program.graph, program.exported
+    _rename_outputs(program)
     graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
     names = program.weight_names()
     dead = {n.name for n in graph.nodes if n.op == "placeholder" and n.name in names and not n.users}
@@ -163,7 +169,7 @@ def finish(program: Program) -> Program:
     return replace(program, weights=program.weights.keep(used))
 
 
-def rename_outputs(program: Program) -> None:
+def _rename_outputs(program: Program) -> None:
     """Make the signature name the nodes that the output node returns, after outputs were replaced."""
     returned = program.graph.output_node().args[0]
     assert isinstance(returned, (tuple, list))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, fx
 from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
+from torch.utils._pytree import tree_structure
 
 from planish_passes.program import Port, Program, finish, module_path, op_name
 
@@ -45,6 +46,7 @@ def with_taps(program: Program) -> Program:
     returned = list(output.args[0])  # type: ignore[arg-type]
     extra = [n for n in tap_points(program) if n not in returned]
     output.args = ((*returned, *extra),)
+    program.exported._module_call_graph[0].signature.out_spec = tree_structure(tuple(range(len(returned) + len(extra))))
     specs = program.exported.graph_signature.output_specs
     specs.extend(OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(n.name), None) for n in extra)
     ports = tuple(Port(n.name, n.meta["val"].dtype, _shape(n)) for n in extra)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import FAMILIES, random_model
 from torch import Tensor
+from transformers import AutoModel, AutoModelForImageClassification
 
 from planish import build
 from planish.compiled import Compiled, Silent
@@ -30,7 +31,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     def folder(family: str) -> str:
         path = root / family
         if family not in made:
-            random_model(FAMILIES[family]()).save_pretrained(path)
+            classifier = AutoModelForImageClassification if family == "vit" else AutoModel
+            random_model(FAMILIES[family](), classifier).save_pretrained(path)
             made.add(family)
         return str(path)
 

@@ -18,7 +18,7 @@ from planish.requirements import demand
 from planish.source import Source, open_source
 from planish.tasks import TASKS, Task
 from planish.tasks.base import Sample
-from planish.verdict import Failed, Metric, Passed, Verdict
+from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case, batches, edge_cases, fixed_cases
 from planish.verify.compare import Outputs
 from planish.verify.lowering import Execution, check_lowering
@@ -222,6 +222,8 @@ def _quality(shared: _Shared, yardstick: Program, key: tuple[torch.dtype, str]) 
 
 
 def _check_placement(placement: Placement, limit: float | None) -> Verdict:
+    if not placement.violations and all(n.where == "unknown" for n in placement.nodes):
+        return NotRun("placement", f"it can only be known on a device ({placement.source})")
     metric = Metric("accelerated_share", placement.share(), limit, at_most=False)
     if placement.violations:
         reason = "; ".join(placement.violations[:3])

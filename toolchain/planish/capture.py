@@ -170,6 +170,7 @@ def _export(model: nn.Module, inputs: Sequence[Input], task: Task, notes: list[s
     tensors = tuple(torch.zeros([_example(d) for d in i.shape], dtype=i.dtype, device="meta") for i in inputs)
     axes = {d.name: Dim(d.name, min=d.low, max=d.high) for i in inputs for d in i.shape if isinstance(d, Axis)}
     dynamic = tuple({k: axes[d.name] for k, d in enumerate(i.shape) if isinstance(d, Axis)} for i in inputs)
+    first: Exception | None = None
     problem: Exception | None = None
     for shapes in (dynamic, None):
         try:
@@ -184,10 +185,10 @@ def _export(model: nn.Module, inputs: Sequence[Input], task: Task, notes: list[s
         except hooks.Unhooked:
             raise
         except Exception as caught:  # torch.export raises many unrelated types; the cause is kept and named
-            problem = problem or caught
+            first, problem = problem or caught, caught
             continue
         if shapes is None:
-            notes.append(f"shapes are fixed: dynamic ones were refused by torch.export ({_first_line(problem)})")
+            notes.append(f"shapes are fixed: dynamic ones were refused by torch.export ({_first_line(first)})")
         return exported
     raise PlanishError(
         f"{type(model).__name__} cannot be traced: {_first_line(problem)}",

@@ -30,11 +30,17 @@ def requirements(target: Target) -> tuple[Requirement, ...]:
     return tuple(Requirement(p, w, _installed(p)) for p, w in target.requires.items())
 
 
+_SAME_MODULE = {"onnxruntime": "onnxruntime-directml"}  # Windows builds of one package under another name
+
+
 def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    for name in (package, _SAME_MODULE.get(package)):
+        try:
+            if name is not None:
+                return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def demand(target: Target) -> None:

@@ -1,4 +1,4 @@
-"""Windows GPUs of any vendor: a float16 .onnx file that stays within the kernels of ONNX Runtime's DirectML provider."""
+"""Windows GPUs of any vendor: a float16 .onnx file within the kernels of ONNX Runtime's DirectML provider."""
 
 from planish_targets.directml.target import DirectMLTarget
 

@@ -6,9 +6,9 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import torch
-from planish_passes.weights import TensorSpec, WeightStore
 from torch import Tensor
 
+from planish_passes.weights import TensorSpec, WeightStore
 from planish_targets.directml import kernels
 from planish_targets.directml.precision import LARGEST, full_precision, is_float
 from planish_targets.onnx_graph.translate import MODULE
@@ -43,7 +43,7 @@ def _complete_types(graph: ir.Graph, opset: int) -> None:
         signature = kernels.signature(domain, node.op_type, opset if domain == "ai.onnx" else 1)
         if signature is None:
             continue
-        known = {signature.input(i): v.dtype for i, v in enumerate(node.inputs) if v is not None and v.dtype is not None}
+        known = {signature.input(i): v.dtype for i, v in enumerate(node.inputs) if v is not None and v.dtype}
         for i, value in enumerate(node.outputs):
             name = signature.output(i)
             if value.dtype is not None or name is None:
@@ -86,8 +86,8 @@ class _Half:
                 self._set_initializer(value, {wants[use] for use in value.uses() if use in wants})
         for (node, i), wanted in wants.items():
             source = node.inputs[i]
-            assert source is not None and source.dtype is not None
-            if source.dtype.name != wanted:
+            assert source is not None
+            if str(source.dtype) != wanted:
                 node.replace_input_with(i, self._cast(source, wanted, node))
         self._set_graph_outputs()
         self.graph.sort()
@@ -152,8 +152,6 @@ class _Half:
         return found
 
     def _set_graph_outputs(self) -> None:
-        import onnx_ir as ir
-
         for i, value in enumerate(self.graph.outputs):
             if value.dtype is None or value.dtype.name != "FLOAT16":
                 continue
@@ -162,11 +160,11 @@ class _Half:
             assert producer is not None
             port = self._cast(value, "FLOAT", producer)
             if port.is_graph_output():
-                port = self.graph_copy(port)
+                port = self._second_name(port)
             port.name = name
             self.graph.outputs[i] = port
 
-    def graph_copy(self, value: ir.Value) -> ir.Value:
+    def _second_name(self, value: ir.Value) -> ir.Value:
         """A second name for a value that two outputs return."""
         import onnx_ir as ir
 

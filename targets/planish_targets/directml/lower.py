@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
 from planish_passes.errors import PlanishError
 from planish_passes.program import Program, module_path, op_name
 from planish_passes.quantise import SCALES, VALUES

@@ -13,17 +13,27 @@ if TYPE_CHECKING:
 LARGEST, SMALLEST = 65504.0, 2.0**-14  # of the normal numbers of float16
 
 _SUMS = frozenset(
-    "ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSum ReduceLogSumExp ReduceProd CumSum".split()
+    (
+        *("ReduceMean", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"),
+        *("ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "CumSum"),
+    )
 )
 _STATISTICS = _SUMS | frozenset(
-    "LayerNormalization SimplifiedLayerNormalization InstanceNormalization GroupNormalization LpNormalization"
-    " MeanVarianceNormalization Softmax LogSoftmax Pow Exp Log".split()
+    (
+        *("LayerNormalization", "SimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization"),
+        *("LpNormalization", "MeanVarianceNormalization", "Softmax", "LogSoftmax", "Pow", "Exp", "Log"),
+    )
 )
-_FILLED_BY_ATTRIBUTE = frozenset("ConstantOfShape EyeLike Range RandomNormal RandomUniform".split())
+_FILLED_BY_ATTRIBUTE = frozenset(("ConstantOfShape", "EyeLike", "Range", "RandomNormal", "RandomUniform"))
 # Arithmetic around a statistic that belongs to it: eps, root, reciprocal, mask.
-_ELEMENTWISE = frozenset("Add Sub Mul Div Where Max Min Clip Abs Neg Sqrt Reciprocal Tanh Pow Exp Log".split())
-_MOVES = frozenset("Reshape Squeeze Unsqueeze Identity".split())
-_WIDE_INTEGERS = frozenset("INT32 INT64 UINT32 UINT64".split())
+_ELEMENTWISE = frozenset(
+    (
+        *("Add", "Sub", "Mul", "Div", "Where", "Max", "Min", "Clip"),
+        *("Abs", "Neg", "Sqrt", "Reciprocal", "Tanh", "Pow", "Exp", "Log"),
+    )
+)
+_MOVES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Identity"))
+_WIDE_INTEGERS = frozenset(("INT32", "INT64", "UINT32", "UINT64"))
 
 
 def full_precision(graph: ir.Graph, opset: int) -> set[ir.Node]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planish_passes.infra import PassResult
-from planish_passes.program import Program, finish, module_path, op_name, rename_outputs
 from torch import fx
+
+from planish_passes.infra import PassResult
+from planish_passes.program import Program, finish, module_path, op_name
 
 _PRODUCTS = ("aten.matmul", "aten.bmm")
 _FACTORS = ("aten.mul", "aten.div")
@@ -29,7 +30,6 @@ class ScaleFirst:
                 if isinstance(product, fx.Node) and len(product.users) == 1 and _is_product(product):
                     _swap(program.graph, product, node)
                     changed += 1
-        rename_outputs(program)
         return PassResult(finish(program), changed)
 
 
@@ -46,7 +46,8 @@ def _shrinks(node: fx.Node) -> bool:
 
 def _swap(graph: fx.Graph, product: fx.Node, factor: fx.Node) -> None:
     left, right = product.args[:2]
-    assert isinstance(left, fx.Node) and callable(factor.target)
+    assert isinstance(left, fx.Node)
+    assert callable(factor.target)
     with graph.inserting_before(product):
         scaled = graph.call_function(factor.target, (left, factor.args[1]))
     scaled.meta = {"val": left.meta["val"], "planish_module": module_path(factor)}

@@ -9,12 +9,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+
 from planish_passes.canonicalise import Canonicalise
 from planish_passes.errors import PlanishError
 from planish_passes.infra import Pass
 from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
-
 from planish_targets.contract import (
     Artifact,
     Capabilities,
@@ -38,6 +38,7 @@ FILE = "model.onnx"
 _ONLY_SLOW = frozenset(("DML001-opset", "DML002-no-kernel", "DML002-version", "DML002-type"))
 # Not wrong by themselves, but promised away by this target: all norms are computed in float32.
 _PROMISED = frozenset(("DML015-fp16-norm",))
+_CAPABILITIES = Capabilities(keeps=frozenset({"planish.linear_q", "planish.embedding_q"}))
 
 
 def _requires() -> Mapping[str, str]:
@@ -53,7 +54,7 @@ class DirectMLTarget:
     summary: str = "Windows GPUs: a float16 .onnx file for ONNX Runtime's DirectML provider"
     requires: Mapping[str, str] = field(default_factory=_requires)
     extra: str = "directml"
-    capabilities: Capabilities = Capabilities(keeps=frozenset({"planish.linear_q", "planish.embedding_q"}))
+    capabilities: Capabilities = _CAPABILITIES
 
     def numerics(self, recipe: Recipe) -> Numerics:
         """float16 weights and activations for every recipe; activations are never integers."""
@@ -79,12 +80,13 @@ class DirectMLTarget:
                 "compile for onnxruntime, which runs on the CPU of the same machine, or report the model's config.json",
             )
         away = [c for c in checks if c.node != MODEL and c.provider != DML]
-        notes = () if not away else (f"{len(away)} operations leave the GPU: {', '.join(sorted({c.op for c in away}))}",)
+        ops = ", ".join(sorted({c.op for c in away}))
+        notes = (f"{len(away)} operations leave the GPU: {ops}",) if away else ()
         options = {"outputs": [p.name for p in program.outputs], "opset": OPSET, "all_on_device": not away}
         return Artifact(self.name, into, FILE, options, notes)
 
     def runner(self, artifact: Artifact) -> Runner | Unavailable:
-        """The DirectML provider on Windows; elsewhere the CPU provider, which rounds to float16 between some operators."""
+        """The DirectML provider on Windows; elsewhere the CPU provider, which rounds to float16 less often."""
         if find_spec("onnxruntime") is None:
             return Unavailable("onnxruntime is not installed (pip install 'planish[directml]')")
         command = (sys.executable, "-m", "planish_targets.directml.run")
@@ -120,11 +122,11 @@ def _violates(found: NodeCheck) -> bool:
 
 
 def _placed(found: NodeCheck) -> Placed:
-    module, reason = found.module or "", found.reason
+    module, reason = found.module or "", f"{found.reason} [{found.rule}]" if found.rule else found.reason
     if found.provider == DML and found.status == "registered":
         return Placed(found.node, found.op, "accelerated", DML, module=module)
     where = "fallback" if found.provider != DML and found.status != "unknown" else "unknown"
-    return Placed(found.node, found.op, where, found.provider, f"{reason} [{found.rule}]" if found.rule else reason, module)
+    return Placed(found.node, found.op, where, found.provider, reason, module)
 
 
 def _sentence(found: NodeCheck) -> str:

@@ -1,4 +1,4 @@
-"""ExecuTorch: a .pte for Android and other devices, with XNNPACK for what it computes and portable kernels for the rest."""
+"""ExecuTorch: a .pte for phones and boards; XNNPACK for what it computes, portable kernels for the rest."""
 
 from planish_targets.executorch.target import ExecutorchTarget
 

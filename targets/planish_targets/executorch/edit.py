@@ -12,7 +12,7 @@ Call = Callable[..., fx.Node]
 
 
 def caller(graph: fx.Graph, like: fx.Node, before: fx.Node | None = None) -> Call:
-    """A function call(operator, *args, **kwargs) that inserts a node before `before`, as part of `like`'s source module.
+    """A function call(operator, *args, **kwargs) that inserts a node before `before`, as part of `like`'s module.
 
     Args:
         graph: the graph to edit.

@@ -39,6 +39,7 @@ def lean() -> Iterator[None]:
     class Lean(full):  # type: ignore[misc, valid-type]
         def __init__(self, exported_program: Any, passes: Any = None) -> None:
             super().__init__(exported_program, passes)
+            self.passes: list[Any]
             names = {str(getattr(n.target, "__name__", n.target)) for n in exported_program.graph.nodes}
             self.passes = [p for p in self.passes if _needed(p.__name__, names)]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from planish_passes.infra import PassResult, Refusal
-from planish_passes.program import Program, add_weight, finish, op_name, rename_outputs
-from planish_passes.quantise import SCALES, VALUES
-from planish_passes.weights import TensorSpec
 from torch import fx
 
+from planish_passes.infra import PassResult, Refusal
+from planish_passes.program import Program, add_weight, finish, op_name
+from planish_passes.quantise import SCALES, VALUES
+from planish_passes.weights import TensorSpec
 from planish_targets.executorch.edit import caller, swap
 
 CHANNEL_SCALES, ZEROS = ".q_channel_scales", ".q_zeros"
@@ -37,7 +37,6 @@ class DynamicLinear:
                 continue
             program = _rewrite(program, node)
             changed += 1
-        rename_outputs(program)
         return PassResult(finish(program), changed, tuple(refused))
 
 
@@ -57,16 +56,15 @@ def _unfit(node: fx.Node) -> str | None:
 
 def _rewrite(program: Program, node: fx.Node) -> Program:
     x, values, _, _, bias, _, _ = node.args
-    assert isinstance(x, fx.Node) and isinstance(values, fx.Node)
+    assert isinstance(x, fx.Node)
+    assert isinstance(values, fx.Node)
     name = program.weight_names()[values.name].removesuffix(VALUES)
     program, scales, zeros = _channel_constants(program, name, values)
     call, ops = caller(program.graph, node), _operators()
     chosen = call(ops.choose_qparams_per_token_asymmetric.default, x, torch.int8)
     scale, zero = call(operator.getitem, chosen, 0), call(operator.getitem, chosen, 1)
     integers = call(ops.quantize_per_token.default, x, scale, zero, -128, 127, torch.int8)
-    rounded = call(
-        ops.dequantize_per_token.default, integers, scale, zero, -128, 127, torch.int8, torch.float32
-    )
+    rounded = call(ops.dequantize_per_token.default, integers, scale, zero, -128, 127, torch.int8, torch.float32)
     weight = call(ops.dequantize_per_channel.default, values, scales, zeros, 0, -127, 127, torch.int8)
     arguments = (rounded, weight) if bias is None else (rounded, weight, bias)
     swap(program.graph, node, call(torch.ops.aten.linear.default, *arguments))
@@ -93,6 +91,6 @@ def _channel_constants(program: Program, name: str, values: fx.Node) -> tuple[Pr
 
 
 def _operators() -> Any:
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers the operators)
+    import torch.ao.quantization.fx._decomposed  # registers the operators
 
     return torch.ops.quantized_decomposed

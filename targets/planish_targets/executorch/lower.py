@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from planish_passes.errors import PlanishError
-from planish_passes.program import Program, module_path, op_name
-from torch import Tensor, fx
+from torch import fx
 from torch.export import ExportedProgram
 
+from planish_passes.errors import PlanishError
+from planish_passes.program import Program, module_path, op_name
 from planish_targets.executorch.lean import lean
 from planish_targets.executorch.quiet import quiet
 

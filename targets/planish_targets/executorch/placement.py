@@ -29,12 +29,14 @@ def placement(file: PteFile, kernels: Sequence[str], handles: Mapping[str, str])
         kind = type(call).__name__
         if kind == "KernelCall":
             operator = file.plan.operators[call.op_index].name
-            nodes.append(Placed(f"instruction {index}", operator, "fallback", "portable kernel", _reason(operator), module))
+            nodes.append(
+                Placed(f"instruction {index}", operator, "fallback", "portable kernel", _reason(operator), module)
+            )
         elif kind == "DelegateCall":
             backend = file.plan.delegates[call.delegate_index].id
             nodes += _delegated(index, call.delegate_index, backend, graphs, handles)
     crossings = sum(type(i.instr_args).__name__ == "DelegateCall" for i in file.plan.chains[0].instructions)
-    advice = (f"{crossings} hand-overs between portable kernels and delegates; each one costs a copy of the activations",)
+    advice = (f"{crossings} separate delegates, each one a hand-over from portable kernels and back",)
     return Placement(_SOURCE, tuple(nodes), advice=advice if crossings > 1 else ())
 
 
@@ -59,7 +61,7 @@ _REASONS = {
     "embedding": "XNNPACK has no table lookup",
     "native_layer_norm": "XNNPACK has no layer norm",
     "where": "XNNPACK has no selection; the mask is computed once per call",
-    "_to_dim_order_copy": "XNNPACK converts no integers or booleans",
+    "_to_dim_order_copy": "XNNPACK's partitioner takes no conversion from integers or booleans",
 }
 
 

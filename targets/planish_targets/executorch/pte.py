@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from planish_passes.errors import PlanishError
 from torch import Tensor
 
+from planish_passes.errors import PlanishError
 from planish_targets.executorch.header import Header, read_header
 from planish_targets.executorch.quiet import quiet
 

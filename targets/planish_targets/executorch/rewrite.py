@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from planish_passes.infra import PassResult, Refusal
-from planish_passes.program import Program, finish, op_name, rename_outputs
 from torch import fx
 
+from planish_passes.infra import PassResult, Refusal
+from planish_passes.program import Program, finish, op_name
 from planish_targets.executorch.edit import caller, swap
 
 _ATEN = torch.ops.aten
@@ -34,7 +34,8 @@ class BatchMatmul:
         changed, refused = 0, []
         for node in _calls(program, "aten.matmul"):
             a, b = node.args[:2]
-            assert isinstance(a, fx.Node) and isinstance(b, fx.Node)
+            assert isinstance(a, fx.Node)
+            assert isinstance(b, fx.Node)
             left, right = a.meta["val"].shape, b.meta["val"].shape
             if len(left) < 3 or len(left) != len(right) or left[:-2] != right[:-2]:
                 refused.append(Refusal.of(node, f"the operands {list(left)} and {list(right)} are not equal batches"))
@@ -45,7 +46,6 @@ class BatchMatmul:
             product = call(_ATEN.bmm.default, a, b)
             swap(program.graph, node, call(_ATEN.unflatten.int, product, 0, list(left[:-2])) if last else product)
             changed += 1
-        rename_outputs(program)
         return PassResult(finish(program), changed, tuple(refused))
 
 
@@ -69,7 +69,8 @@ class AdditiveMask:
             if reason is not None:
                 refused.append(Refusal.of(node, reason))
                 continue
-            assert isinstance(mask, fx.Node) and isinstance(scores, fx.Node)
+            assert isinstance(mask, fx.Node)
+            assert isinstance(scores, fx.Node)
             if (mask, where) not in masks:
                 create = caller(program.graph, mask, before=mask.next)
                 values = (0.0, _FILL) if where else (_FILL, 0.0)
@@ -77,7 +78,6 @@ class AdditiveMask:
             call = caller(program.graph, node)
             swap(program.graph, node, call(_ATEN.add.Tensor, scores, masks[mask, where]))
             changed += 1
-        rename_outputs(program)
         return PassResult(finish(program), changed, tuple(refused))
 
 
@@ -110,5 +110,4 @@ class ExpandTanhGelu:
             half = call(_ATEN.mul.Tensor, x, 0.5)
             swap(program.graph, node, call(_ATEN.mul.Tensor, half, call(_ATEN.add.Tensor, bent, 1.0)))
             changed += 1
-        rename_outputs(program)
         return PassResult(finish(program), changed)

@@ -9,9 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from planish_passes.errors import PlanishError
 from torch import Tensor
 
+from planish_passes.errors import PlanishError
 from planish_targets.executorch.header import read_header
 from planish_targets.executorch.quiet import quiet
 from planish_targets.serve import Call, Model, serve

@@ -13,7 +13,6 @@ from planish_passes.errors import PlanishError
 from planish_passes.infra import Pass
 from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
-
 from planish_targets.contract import (
     Artifact,
     Capabilities,
@@ -30,6 +29,7 @@ from planish_targets.executorch.pte import INSTALL, open_pte
 from planish_targets.executorch.rewrite import AdditiveMask, BatchMatmul, ExpandTanhGelu
 
 _FILE = "model.pte"
+_CAPABILITIES = Capabilities(keeps=frozenset({"planish.linear_q"}))
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ExecutorchTarget:
     summary: str = "ExecuTorch program (.pte) for Android, iOS and embedded Linux, computed by XNNPACK"
     requires: Mapping[str, str] = field(default_factory=lambda: {"executorch": ">=1.5,<1.6", "torch": ">=2.13,<2.14"})
     extra: str = "executorch"
-    capabilities: Capabilities = Capabilities(keeps=frozenset({"planish.linear_q"}))
+    capabilities: Capabilities = _CAPABILITIES
 
     def numerics(self, recipe: Recipe) -> Numerics:
         """float32; inputs of quantised linears are rounded per token to asymmetric int8, as XNNPACK does."""
@@ -97,7 +97,8 @@ class ExecutorchTarget:
         from planish_targets.executorch.placement import placement
 
         kernels, handles = artifact.options.get("kernel_modules", []), artifact.options.get("delegate_modules", {})
-        assert isinstance(kernels, list) and isinstance(handles, dict)
+        assert isinstance(kernels, list)
+        assert isinstance(handles, dict)
         return placement(open_pte(artifact.path), kernels, handles)
 
     def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:

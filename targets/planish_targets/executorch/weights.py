@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from planish_passes.errors import PlanishError
 from planish_passes.program import Program
 from planish_passes.quantise import SCALES, VALUES
 from planish_passes.weights import QuantizedTensor, WeightFormat
-from torch import Tensor
-
 from planish_targets.executorch.linear import CHANNEL_SCALES
 from planish_targets.executorch.pte import PteFile, from_bytes, xnnpack_graphs
 

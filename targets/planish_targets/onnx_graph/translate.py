@@ -83,6 +83,11 @@ def _name_ports(program: Program, model: ir.Model) -> None:
     for port, value in zip(program.inputs, graph.inputs, strict=True):
         assert value.shape is not None
         symbols |= {str(d): a for d, a in zip(value.shape, port.shape, strict=True) if isinstance(a, str)}
+    given = {p.name for p in (*program.inputs, *program.outputs)}
+    ends = {id(v) for v in (*graph.inputs, *graph.outputs)}
+    for value in (o for node in graph for o in node.outputs):
+        if value.name in given and id(value) not in ends:
+            value.name = f"{value.name}.inner"  # the exporter numbers values anew and may hit a port's name
     for ports, values in ((program.inputs, graph.inputs), (program.outputs, graph.outputs)):
         for port, value in zip(ports, values, strict=True):
             value.name = port.name

@@ -36,9 +36,11 @@ def quantised(activations: str, group: int = 0) -> tuple[Program, dict[str, Tens
 def test_pattern_computes_what_the_composite_does() -> None:
     program, feed = quantised("int8_token_asymmetric")
     outcome = run_passes(program, [DynamicLinear()])
-    assert outcome.steps[0].changed == 2 and not outcome.refused
+    assert outcome.steps[0].changed == 2
+    assert not outcome.refused
     counts = outcome.program.count()
-    assert counts["quantized_decomposed.dequantize_per_channel"] == 2 and counts["planish.linear_q"] == 0
+    assert counts["quantized_decomposed.dequantize_per_channel"] == 2
+    assert counts["planish.linear_q"] == 0
     expected, found = interpret(program, feed)["y0"], interpret(outcome.program, feed)["y0"]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
@@ -56,5 +58,7 @@ def test_shared_weight_stays_one_weight() -> None:
 def test_other_forms_are_refused(activations: str, group: int, reason: str) -> None:
     program, _ = quantised(activations, group)
     outcome = run_passes(program, [DynamicLinear()])
-    assert outcome.steps[0].changed == 0 and len(outcome.refused) == 2 and reason in outcome.refused[0].reason
+    assert outcome.steps[0].changed == 0
+    assert len(outcome.refused) == 2
+    assert reason in outcome.refused[0].reason
     assert outcome.refused[0].module == "inner"

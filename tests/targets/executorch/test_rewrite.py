@@ -34,20 +34,23 @@ def apply(entry: Pass, fn: Callable[..., Tensor], *tensors: Tensor) -> tuple[Out
 def test_matmul_of_rank_4_becomes_bmm() -> None:
     a, b = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 4, 6)
     outcome, difference = apply(BatchMatmul(), torch.matmul, a, b)
-    assert outcome.steps[0].changed == 1 and difference == 0.0
+    assert outcome.steps[0].changed == 1
+    assert difference == 0.0
     assert outcome.program.count() == {"aten.flatten": 2, "aten.bmm": 1, "aten.unflatten": 1}
 
 
 def test_matmul_of_rank_3_becomes_bmm_alone() -> None:
     a, b = torch.randn(3, 5, 4), torch.randn(3, 4, 6)
     outcome, difference = apply(BatchMatmul(), torch.matmul, a, b)
-    assert difference == 0.0 and outcome.program.count() == {"aten.bmm": 1}
+    assert difference == 0.0
+    assert outcome.program.count() == {"aten.bmm": 1}
 
 
 def test_matmul_that_broadcasts_is_refused() -> None:
     a, b = torch.randn(2, 3, 5, 4), torch.randn(1, 1, 4, 6)
     outcome, _ = apply(BatchMatmul(), torch.matmul, a, b)
-    assert outcome.steps[0].changed == 0 and "not equal batches" in outcome.refused[0].reason
+    assert outcome.steps[0].changed == 0
+    assert "not equal batches" in outcome.refused[0].reason
 
 
 def _two_layers(scores: Tensor, attend: Tensor) -> Tensor:
@@ -60,7 +63,8 @@ def test_mask_is_added_and_computed_once() -> None:
     scores, attend = torch.randn(2, 3, 4, 4) * 20, torch.rand(2, 1, 1, 4) > 0.5
     attend[0], attend[1, ..., :2] = False, True  # one row attends to nothing at all
     outcome, difference = apply(AdditiveMask(), _two_layers, scores, attend)
-    assert outcome.steps[0].changed == 2 and difference == 0.0
+    assert outcome.steps[0].changed == 2
+    assert difference == 0.0
     assert outcome.program.count()["aten.where"] == 1
 
 
@@ -70,7 +74,8 @@ def test_masked_fill_has_the_opposite_sense() -> None:
 
     scores, hidden = torch.randn(2, 3, 4, 4), torch.tensor([[False, True, False, True], [False] * 4])[:, None, None]
     outcome, difference = apply(AdditiveMask(), masked, scores, hidden)
-    assert outcome.steps[0].changed == 1 and difference == 0.0
+    assert outcome.steps[0].changed == 1
+    assert difference == 0.0
 
 
 def test_selection_that_is_no_mask_is_refused() -> None:
@@ -83,17 +88,21 @@ def test_selection_that_is_no_mask_is_refused() -> None:
     x, keep = torch.randn(2, 4), torch.rand(2, 4) > 0.5
     for fn, reason in ((clamped, "not a large negative number"), (exposed, "not a softmax alone")):
         outcome, _ = apply(AdditiveMask(), fn, x, keep)
-        assert outcome.steps[0].changed == 0 and reason in outcome.refused[0].reason
+        assert outcome.steps[0].changed == 0
+        assert reason in outcome.refused[0].reason
 
 
 def test_tanh_gelu_is_written_out() -> None:
     x = torch.linspace(-8, 8, 401)[None]
     outcome, difference = apply(ExpandTanhGelu(), lambda x: F.gelu(x, approximate="tanh"), x)
-    assert outcome.steps[0].changed == 1 and difference <= 1e-6
-    assert outcome.program.count()["aten.gelu"] == 0 and outcome.program.count()["aten.tanh"] == 1
+    assert outcome.steps[0].changed == 1
+    assert difference <= 1e-6
+    assert outcome.program.count()["aten.gelu"] == 0
+    assert outcome.program.count()["aten.tanh"] == 1
 
 
 def test_erf_gelu_is_left_alone() -> None:
     x = torch.randn(2, 4)
     outcome, _ = apply(ExpandTanhGelu(), F.gelu, x)
-    assert outcome.steps[0].changed == 0 and outcome.program.count() == {"aten.gelu": 1}
+    assert outcome.steps[0].changed == 0
+    assert outcome.program.count() == {"aten.gelu": 1}

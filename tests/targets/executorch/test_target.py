@@ -126,6 +126,41 @@ def test_swapped_scales_are_seen(tmp_path: Path) -> None:
     assert {n for n in truth if not same(found[n], truth[n])} == {"key.weight", "query.weight"}
 
 
+class Tied(nn.Module):
+    """One weight as table and as linear, as in masked language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(20, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.relu(F.linear(torch.tanh(self.words(ids)), self.words.weight))
+
+
+def test_both_copies_of_a_tied_weight_are_read(tmp_path: Path) -> None:
+    yardstick, program = prepared(Tied(), (torch.tensor([[1, 2, 3]]),), RECIPES["int8"])
+    artifact = TARGET.lower(program, tmp_path, RECIPES["int8"])
+    ((name, truth),) = quantized(yardstick).items()
+    assert same(TARGET.read_weights(artifact)[name], truth)
+    data, stored = bytearray(artifact.path.read_bytes()), truth.values.numpy().tobytes()
+    assert data.count(stored) == 2
+    data[data.index(stored) + 5] ^= 1
+    artifact.path.write_bytes(data)
+    with pytest.raises(PlanishError, match="copies of a quantised weight"):
+        TARGET.read_weights(artifact)
+
+
+def test_a_wrong_shape_is_told_with_names(tmp_path: Path) -> None:
+    artifact = made("float")[2]
+    command = TARGET.runner(artifact)
+    assert not isinstance(command, Unavailable)
+    wrong = {"x0": torch.ones(1, 9, dtype=torch.int64), "x1": torch.ones(1, 9, dtype=torch.int64)}
+    broke = runner.run(command, artifact, {"case": wrong})
+    assert isinstance(broke, runner.Broke)
+    assert "x0 [1, 9]" in broke.reason
+
+
 def test_a_truncated_file_is_refused_before_the_runtime_sees_it(tmp_path: Path) -> None:
     _, _, artifact = made("int8")
     short = changed(artifact, tmp_path, artifact.path.read_bytes()[:-100])

@@ -103,7 +103,7 @@ def _onnx(work: Path, marker: str, gate: Metric) -> TargetResult:
     return TargetResult(
         target="onnxruntime",
         artifact=Artifact("onnxruntime", folder, "model.onnx", {"inputs": ("input_ids",)}, (f"see {folder}/x",)),
-        verdicts=(Passed("quality", Evidence.EXECUTED, (gate,), "ONNX Runtime CPU"),),
+        verdicts=(Passed("lowering", Evidence.EXECUTED, (gate,), "ONNX Runtime CPU"),),
         placement=Placement("partition", (Placed("n0", "MatMul", "accelerated", "CPU"),)),
         latency={"short": 0.002},
         latency_device="this machine",

@@ -41,7 +41,6 @@ from planish_targets.contract import Evidence, Placement
 from planish_targets.registry import targets
 
 # From weak to strong.
-_GRADES = (Evidence.NOT_RUN, Evidence.STRUCTURAL, Evidence.EMULATED, Evidence.EXECUTED)
 
 
 def manifest(compiled: Compiled, name: str, files: Mapping[str, FileEntry], tokenizer: str | None) -> Manifest:
@@ -109,7 +108,7 @@ def _target_report(result: TargetResult) -> dict[str, Any]:
 
 def _target(result: TargetResult, files: Mapping[str, FileEntry]) -> TargetEntry:
     name, verdicts = result.target, tuple(entry_of(v) for v in result.verdicts)
-    grades = [v.evidence for v in result.verdicts if not isinstance(v, NotRun)]
+    lowering = next((v for v in result.verdicts if v.check == "lowering"), None)
     latency = LatencyEntry(device=result.latency_device, seconds={c: encode(s) for c, s in result.latency.items()})
     known = targets().get(name)
     golden = golden_path(name)
@@ -119,7 +118,8 @@ def _target(result: TargetResult, files: Mapping[str, FileEntry]) -> TargetEntry
         outputs=interface.outputs(result),
         axes={axis: AxisEntry(min=low, max=high) for axis, (low, high) in result.axes.items()},
         requires=dict(known.requires) if known else {},
-        evidence=max(grades, key=_GRADES.index, default=Evidence.NOT_RUN),
+        # Not the best grade of any check: torch executes the quality check of every target.
+        evidence=Evidence.NOT_RUN if lowering is None or isinstance(lowering, NotRun) else lowering.evidence,
         result=result_of(verdicts),
         verdicts=verdicts,
         placement=_placement(result.placement) if result.placement else None,

@@ -44,7 +44,7 @@ def _check_config(path: Path, trust_remote_code: bool) -> None:
     try:
         config = json.loads(path.read_text("utf-8"))
         kind, code = config.get("model_type"), config.get("auto_map")
-    except (ValueError, AttributeError, OSError) as error:
+    except (ValueError, AttributeError, OSError, RecursionError) as error:
         raise PlanishError(f"config.json is not readable: {error}.", str(path), "download it again") from error
     if kind in CONFIG_MAPPING or (code and trust_remote_code):
         return
