@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/python examples/minilm/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -223,7 +223,7 @@ def _quality(shared: _Shared, yardstick: Program, key: tuple[torch.dtype, str]) 
 
 def _check_placement(placement: Placement, limit: float | None) -> Verdict:
     if not placement.violations and all(n.where == "unknown" for n in placement.nodes):
-        return NotRun("placement", f"it can only be known on a device ({placement.source})")
+        return NotRun("placement", placement.source)
     metric = Metric("accelerated_share", placement.share(), limit, at_most=False)
     if placement.violations:
         reason = "; ".join(placement.violations[:3])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from planish_passes.errors import PlanishError
 from planish_targets.directml import kernels
 from planish_targets.directml.findings import MODEL
@@ -166,7 +167,8 @@ def test_group_query_attention(tmp_path: Path) -> None:
     assert (of(good, name).status, of(good, name).rule) == ("registered", None)
     assert findings(good) == {"DML014-io-contract": "unknown"}
     (contract,) = [c for c in good if c.node == MODEL]
-    assert "pk = nk" in contract.reason and "pv = nv" in contract.reason
+    assert "pk = nk" in contract.reason
+    assert "pv = nv" in contract.reason
 
     rotary = of(run(tmp_path, gqa(inputs="q, k, v, pk, pv, lens, total, cos, sin", attributes=", do_rotary=1")), name)
     assert (rotary.provider, rotary.status, rotary.rule) == (DML, "refused", "DML013-gqa-rotary")
@@ -246,7 +248,8 @@ def test_loop_is_refused_and_its_body_is_checked(tmp_path: Path) -> None:
     bad = run(tmp_path, LOOP, 21)
     assert (of(bad, "Loop").status, of(bad, "Loop").rule) == ("refused", "DML010-control-flow")
     body = of(bad, "Sin")
-    assert body.status == "registered" and "Loop_0.body/" in body.node
+    assert body.status == "registered"
+    assert "Loop_0.body/" in body.node
     assert of(run(tmp_path, LOOP, 22), "Sin").rule == "DML001-opset"
     assert clean(run(tmp_path, "g (float[2] x) => (float[2] y) { a = Sin(x) y = Sin(a) }"))
 
@@ -317,7 +320,8 @@ def test_shape_computation_belongs_on_the_cpu(tmp_path: Path) -> None:
         s = Shape(x) n = Gather(s, zero) u = Unsqueeze(n, ax) t = Concat<axis=0>(u, m) y = Reshape(x, t) }"""
     found = run(tmp_path, text)
     for op in ("Gather", "Concat"):
-        assert of(found, op).provider == CPU and of(found, op).status == "registered"
+        assert of(found, op).provider == CPU
+        assert of(found, op).status == "registered"
         assert of(found, op).reason.startswith("shape computation")
     assert of(found, "Shape").provider == of(found, "Reshape").provider == DML
     assert of(found, "Reshape").status == "registered"

@@ -149,7 +149,7 @@ class TargetEntry(Part):
     outputs: tuple[TensorEntry, ...]
     axes: dict[str, AxisEntry]
     requires: dict[str, str] = Field(description="package that builds or runs it -> version specifier")
-    evidence: Evidence = Field(description="grade of the lowering check, which runs the artifact; every verdict has its own")
+    evidence: Evidence = Field(description="grade of the lowering check, which runs the artifact")
     result: Result = Field(description="failed: a gate failed; passed: a check ran and none failed; not-run: none ran")
     verdicts: tuple[VerdictEntry, ...]
     placement: PlacementEntry | None

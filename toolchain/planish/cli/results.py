@@ -212,7 +212,7 @@ def _show_failure(console: Console, name: str, verdict: Failed) -> None:
 
 
 def _show_placement(console: Console, result: TargetResult) -> None:
-    away = [n for n in result.placement.nodes if n.where != "accelerated"] if result.placement else []
+    away = [n for n in result.placement.nodes if n.where == "fallback"] if result.placement else []
     if result.placement is None or not away:
         return
     reasons = "; ".join(dict.fromkeys(f"{n.op}: {n.reason or n.where}" for n in away[:3]))

@@ -112,7 +112,7 @@ def check_lowering(
     limit = (multiple or NOISE_MULTIPLE) * level
     gate = Metric("relative", relative.value, limit, case=relative.case)
     rows = worst(cases, ran.outputs, truth, "cosine")
-    metrics = (
+    metrics: tuple[Metric, ...] = (
         gate,
         Metric("max_abs", absolute.value, case=absolute.case),
         Metric("cosine", rows.value, case=rows.case),
@@ -125,8 +125,8 @@ def check_lowering(
     if all(m.ok for m in metrics):
         return Lowered(Passed("lowering", ran.evidence, metrics, device), latency, device, truth)
     if local is not None and not local[0].ok:
-        reason, diverged = "a step of the artifact computes something else than the program", local[1]
-        return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, diverged), latency, device, truth)
+        reason = "a step of the artifact computes something else than the program"
+        return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, local[1]), latency, device, truth)
     diverged, remark = _locate(target, form, case, recipe, execution, limit)
     reason = f"the artifact computes something else than the program{remark}"
     return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, diverged), latency, device, truth)
