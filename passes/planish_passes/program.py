@@ -18,7 +18,11 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
+from planish_passes.nodes import module_path, op_name
+from planish_passes.text import dump
 from planish_passes.weights import WeightStore
+
+__all__ = ["Port", "Program", "add_weight", "copy_graph", "finish", "module_path", "op_name", "rebuild"]
 
 _WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -93,25 +97,7 @@ class Program:
 
     def text(self) -> str:
         """A stable dump: operator, shapes, dtypes, arguments, source module. For tests, diffs and `explain`."""
-        from planish_passes.text import dump
-
         return dump(self)
-
-
-def op_name(node: fx.Node) -> str:
-    """`aten.linear`, `planish.attention`; the overload is left out."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return f"{target.namespace}.{target._schema.name.split('::')[1]}"
-    return str(getattr(target, "__name__", target))
-
-
-def module_path(node: fx.Node) -> str:
-    """The path of the source module that a node was traced from (`encoder.layer.0.attention`), "" at the top."""
-    if "planish_module" in node.meta:
-        return str(node.meta["planish_module"])
-    stack = node.meta.get("nn_module_stack")
-    return str(next(reversed(stack.values()))[0]) if stack else ""
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_structure
 
 from planish_passes.program import Port, Program, finish, module_path, op_name
 
-_TAPPED = frozenset(
+COMPOSITES = frozenset(
     [
         "aten.linear",
         "aten.layer_norm",
@@ -26,7 +26,6 @@ _TAPPED = frozenset(
         "planish.linear_q",
         "planish.embedding_q",
         "planish.attention",
-        "planish.packed_attention",
     ]
 )
 
@@ -35,7 +34,7 @@ def tap_points(program: Program) -> tuple[fx.Node, ...]:
     """Every composite, and the last node of every module whose composites were expanded; floating values only."""
     nodes = [n for n in program.graph.nodes if n.op == "call_function" and isinstance(n.meta.get("val"), Tensor)]
     last = {module_path(n): n for n in nodes}
-    chosen = (n for n in nodes if op_name(n) in _TAPPED or last[module_path(n)] is n)
+    chosen = (n for n in nodes if op_name(n) in COMPOSITES or last[module_path(n)] is n)
     return tuple(n for n in chosen if n.meta["val"].is_floating_point())
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from planish_passes.nodes import module_path, op_name
+
 if TYPE_CHECKING:
     from planish_passes.program import Program
 
@@ -42,8 +44,6 @@ def _argument(value: Any) -> str:
 
 def dump(program: Program) -> str:
     """One line per node: `%name: type = op(args)  # module`."""
-    from planish_passes.program import module_path, op_name
-
     names, lines = program.weight_names(), [f"program {program.name}"]
     for node in program.graph.nodes:
         head = f"%{node.name}: {describe(node.meta.get('val'))}"

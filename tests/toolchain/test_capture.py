@@ -6,7 +6,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from planish import hooks
-from planish.capture import build_on_meta, capture
+from planish.capture import capture
+from planish.meta import build_on_meta
 from planish.tasks import TASKS
 from planish_passes.errors import PlanishError
 

@@ -13,6 +13,7 @@ from planish.verify.cases import Case
 from planish.verify.compare import valid
 from planish_passes.interpret import interpret
 from planish_passes.program import Program, module_path, op_name
+from planish_passes.taps import COMPOSITES
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:
@@ -44,7 +45,7 @@ def against_model(program: Program, model: nn.Module, case: Case, limit: float) 
 
     def tap(node: fx.Node, value: Tensor) -> None:
         path = module_path(node)
-        if path in truth and op_name(node) in _LEAVES:
+        if path in truth and op_name(node) in COMPOSITES:
             number = seen.get(path, 0)
             seen[path] = number + 1
             if number < len(truth[path]) and truth[path][number].shape == value.shape:
@@ -52,22 +53,6 @@ def against_model(program: Program, model: nn.Module, case: Case, limit: float) 
 
     interpret(program, case.inputs, tap=tap)
     return first(pairs, limit)
-
-
-_LEAVES = frozenset(
-    [
-        "aten.linear",
-        "aten.layer_norm",
-        "aten.embedding",
-        "aten.conv1d",
-        "aten.conv2d",
-        "aten.batch_norm",
-        "aten.gelu",
-        "aten.relu",
-        "planish.linear_q",
-        "planish.embedding_q",
-    ]
-)
 
 
 def _module_outputs(model: nn.Module, case: Case) -> dict[str, list[Tensor]]:
