@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from planish.request import Gates, Request, RequestError, default_targets, key_lines, load_request
+from planish.request import Gates, Request
+from planish.request_file import RequestError, default_targets, key_lines, load_request
 from planish_passes.errors import PlanishError
 from planish_targets import registry
 

@@ -118,7 +118,7 @@ def compile_command(
             "planish compile -c planish.toml" if here else "planish compile MODEL, or planish compile -c planish.toml"
         )
         raise UsageError("No model is given.", "MODEL", hint)
-    from planish.request import load_request
+    from planish.request_file import load_request
 
     request = load_request(config, {key: value for key, value in flags.items() if value is not None})
     done = run(request, quiet, verbose)
