@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planish.tasks import image, text
+from planish.tasks import features, image, text
 from planish.tasks.base import Task
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (*text.TASKS, *image.TASKS)}
+TASKS: Mapping[str, Task] = {task.name: task for task in (*features.TASKS, *text.TASKS, *image.TASKS)}
 
 __all__ = ["TASKS", "Task"]

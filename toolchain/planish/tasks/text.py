@@ -93,7 +93,6 @@ def _clean(sample: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
 
 
 TASKS = (
-    TextTask("feature-extraction", ("last_hidden_state",), "embedding"),
     TextTask("text-classification", ("logits",)),
     TextTask("token-classification", ("logits",)),
     TextTask("fill-mask", ("logits",)),

@@ -31,13 +31,13 @@ def valid(tensor: Tensor, case: Case) -> Tensor:
 
 
 def worst(cases: Sequence[Case], found: Mapping[str, Outputs], truth: Mapping[str, Outputs], kind: str) -> Worst:
-    """The worst `max_abs`, `relative`, `cosine` or `agreement` over all cases and outputs.
+    """The worst `max_abs`, `relative`, `cosine` or `cosine_all` over all cases and outputs.
 
     `relative` is max|a - b| / max|b| of one output in one case; `cosine` is the smallest over rows of the last axis
-    (tokens, samples); `agreement` is the share of equal argmax over all rows of all cases.
+    (tokens, samples); `cosine_all` is that of the whole output of a case as one vector.
     """
-    measure = {"max_abs": _max_abs, "relative": _relative, "cosine": _cosine}[kind]
-    pick = min if kind == "cosine" else max
+    measure = {"max_abs": _max_abs, "relative": _relative, "cosine": _cosine, "cosine_all": _cosine_all}[kind]
+    pick = min if kind.startswith("cosine") else max
     results = [
         Worst(measure(valid(found[c.name][o].double(), c), valid(truth[c.name][o].double(), c)), c.name)
         for c in cases
@@ -85,4 +85,14 @@ def _cosine(a: Tensor, b: Tensor) -> float:
         a, b = a.flatten(1), b.flatten(1)
     if a.shape[-1] == 1:
         a, b = a.flatten()[None], b.flatten()[None]
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=-1).min())
+    return float(similarity(a, b).min()) if a.numel() else 1.0
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of each row; 1 where the rows are equal, zero rows included."""
+    cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1)
+    return torch.where((a == b).all(dim=-1), torch.ones_like(cosine), cosine)
+
+
+def _cosine_all(a: Tensor, b: Tensor) -> float:
+    return _cosine(a.flatten()[None], b.flatten()[None])

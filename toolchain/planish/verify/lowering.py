@@ -183,8 +183,5 @@ def _locate(
         return None, f" (no layer can be named: {ran.reason})"
     diverged = against_taps(form, case, ran.outputs[case.name], limit)
     if diverged is not None and diverged.relative_error <= limit:
-        return (
-            None,
-            "; a fresh lowering keeps to it in every layer, so these files were changed since they were written",
-        )
+        return None, "; a fresh lowering keeps to it in every layer: these files were changed after they were written"
     return diverged, ""
