@@ -32,7 +32,8 @@ def _linear_q(x: Any, weight: Any, scales: Any, zero_points: Any, bias: Any, bit
         wide = op.Mul(op.Cast(matrix, to=1), factors)
         y = op.MatMul(x, wide)
     elif activations == "uint8_token_after_gelu":
-        y = _after_gelu(op, x, matrix, factors)
+        y, offset = _after_gelu(op, x, matrix, factors)
+        bias = op.Neg(offset) if bias is None else op.Sub(bias, offset)
     else:
         y = _symmetric(op, x, matrix, factors, residual=activations == "int8_token_residual")
     return y if bias is None else op.Add(y, bias)
@@ -59,7 +60,8 @@ def _symmetric(op: Any, x: Any, matrix: Any, factors: Any, *, residual: bool) ->
     return op.Mul(op.Add(coarse, fine), scale)
 
 
-def _after_gelu(op: Any, x: Any, matrix: Any, factors: Any) -> Any:
+def _after_gelu(op: Any, x: Any, matrix: Any, factors: Any) -> tuple[Any, Any]:
+    """The product with the shifted input, and what the shift added to every row: a constant, folded at load."""
     import onnx
 
     zero = op.Constant(value=onnx.helper.make_tensor("zero", onnx.TensorProto.UINT8, [], [0]))
@@ -67,9 +69,8 @@ def _after_gelu(op: Any, x: Any, matrix: Any, factors: Any) -> Any:
     top = op.Max(op.ReduceMax(shifted, [-1], keepdims=1), _TINY)
     codes = op.QuantizeLinear(op.Mul(shifted, op.Div(255.0, top)), 1.0, zero)
     y = contrib("MatMulIntegerToFloat", [codes, matrix, op.Mul(top, 1.0 / 255.0), factors])
-    # What the shift added to every row; constant, folded when the session loads.
     sums = op.ReduceSum(op.Cast(matrix, to=1), [0], keepdims=0)
-    return op.Sub(y, op.Mul(op.Mul(sums, factors), GELU_LOW))
+    return y, op.Mul(op.Mul(sums, factors), GELU_LOW)
 
 
 def _embedding_q(ids: Any, weight: Any, scales: Any, zero_points: Any, bits: int) -> Any:
