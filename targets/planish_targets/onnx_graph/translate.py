@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -57,8 +58,8 @@ def translate(program: Program, translations: Translations, opset: int) -> ir.Mo
     for value in model.graph.initializers.values():
         if value.name in program.weights:
             value.const_value = None
+    _name_nodes(program, model, exported.exported_program)  # first: it goes by the exporter's names
     _name_ports(program, model)
-    _name_nodes(program, model, exported.exported_program)
     return model
 
 
@@ -69,7 +70,11 @@ def _refusal(program: Program, problem: BaseException) -> PlanishError:
         text = f"{text}\n{problem}"
     at = next((n for n in program.graph.nodes if n.op == "call_function" and f"%{n.name} " in text), None)
     at = at or next((n for n in program.graph.nodes if n.op == "call_function" and str(n.target) in text), None)
-    where = f"{op_name(at)} in module {module_path(at) or '(top)'}" if at is not None else f"program {program.name!r}"
+    named = re.search(r"op='([\w.]+)'", text)  # after the exporter's own decomposition: maybe a part of our node's name
+    if at is None and named:
+        at = next((n for n in program.graph.nodes if n.op == "call_function" and named[1] in op_name(n)), None)
+    operator = op_name(at) if at is not None else named[1] if named else "an operator"
+    where = f"{operator} in module {(at is not None and module_path(at)) or '(top)'}, program {program.name!r}"
     return PlanishError(
         f"an operator has no ONNX form: {str(problem).strip().splitlines()[0]}",
         where,

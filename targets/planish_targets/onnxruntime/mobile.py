@@ -12,6 +12,7 @@ from pathlib import Path
 
 ORT_FILE = "model.ort"
 SMALLEST = 1024  # tensors below this many bytes stay inside model.onnx
+LARGE = 64 * 1024  # bytes; a tensor of this size that is stored twice is worth a note
 
 
 def add_mobile_form(folder: Path, file: str) -> tuple[str, ...]:
@@ -50,7 +51,8 @@ def _share(folder: Path, file: str) -> list[str]:
             continue
         at = stored.get(tensor.name)
         if at is None or at[1] != tensor.raw_data:
-            missing.append(tensor.name)
+            if len(tensor.raw_data) >= LARGE:
+                missing.append(tensor.name)
             continue
         data = tensor.raw_data
         set_external_data(tensor, ORT_FILE, offset=at[0], length=len(data))
