@@ -70,7 +70,8 @@ class CoreMLTarget:
         command = (sys.executable, "-m", "planish_targets.coreml.run")
         if sys.platform == "darwin":
             return Runner((*command, "--native"), Evidence.EXECUTED, "Core ML")
-        return Runner(command, Evidence.EMULATED, "MIL interpreter")
+        finer = torch.float32 if artifact.options.get("precision", "fp32") == "fp32" else None
+        return Runner(command, Evidence.EMULATED, "MIL interpreter", finer)
 
     def placement(self, artifact: Artifact) -> Placement:
         """Unknown for every operation, plus advice. See `planish_targets.coreml.advice`."""

@@ -28,6 +28,7 @@ NOISE_MULTIPLE = 4.0  # how many times the yardstick's own rounding noise an art
 STEP_LIMITS = {torch.float32: 1e-5, torch.float16: 1e-2}  # relative error of one step, given its own inputs
 NORM_LIMITS = {torch.float32: 2e-6, torch.float16: 1e-2}  # tighter: another epsilon changes little
 _NORMS = ("aten.layer_norm", "aten.batch_norm", "aten.group_norm", "aten.rms_norm")
+HALF_STORED = 1e-4  # of files that store constants (epsilons, scales) as float16, however they are computed
 FLIP_NOISE = 5e-3  # end to end, of programs that round activations: flips add up, and differ from run to run
 FLIP_LIMIT = 2e-3  # of a step that rounds activations to int8: a value on the edge may round the other way
 FLOORS = {torch.float32: 2e-6, torch.float16: 1e-3}  # relative; below this, noise itself is not measurable
@@ -108,6 +109,8 @@ def check_lowering(
         return Lowered(Failed("lowering", ran.evidence, reason, (), device), latency, device, truth)
     level = noise(yardstick, cases, truth, runner.compute or numerics.compute)
     relative, absolute = (worst(cases, ran.outputs, truth, kind) for kind in ("relative", "max_abs"))
+    if numerics.weights == torch.float16:
+        level = max(level, HALF_STORED)
     if any(_rounds(n) for n in yardstick.graph.nodes):
         level = max(level, FLIP_NOISE)
     limit = (multiple or NOISE_MULTIPLE) * level
