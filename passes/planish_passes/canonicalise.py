@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from planish_passes.infra import PassResult
-from planish_passes.program import Program, finish, op_name, rebuild
+from planish_passes.program import Program, finish, op_name, rebuild, writes
 
 _IDENTITY = frozenset(
     f"aten.{name}" for name in ("dropout", "feature_dropout", "alias", "detach", "detach_", "lift_fresh_copy", "clone")
@@ -28,7 +28,8 @@ class Canonicalise:
     4. casts to the dtype that a tensor has go;
     5. `view` becomes `reshape`, `type_as` a cast, and `contiguous` goes;
     6. `expand` and `slice` that change nothing go, also when the size is symbolic;
-    7. `transpose` and `permute` pairs that cancel go.
+    7. `transpose` and `permute` pairs that cancel go;
+    8. of two `reshape` in a row the first goes, and so does one that ends where the first began.
     """
 
     def run(self, program: Program) -> PassResult:
@@ -52,25 +53,21 @@ class Canonicalise:
 
 def _rename(node: fx.Node) -> None:
     """One name for each thing: `view` is a reshape, `type_as` a cast."""
-    if op_name(node) == "aten.view":
+    if op_name(node) in ("aten.view", "aten._unsafe_view"):
         node.target = torch.ops.aten.reshape.default
     elif op_name(node) == "aten.type_as":
         node.target, node.args = torch.ops.aten.to.dtype, (node.args[0], node.meta["val"].dtype)
 
 
 def _functional(program: Program) -> Program:
-    mutable = any(
-        isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable and op_name(n) != "aten.detach_"
-        for n in program.graph.nodes
-    )
-    if not mutable:
+    if not any(writes(n) for n in program.graph.nodes):
         return program
     from dataclasses import replace
 
     modules = {n.name: n.meta.get("planish_module") for n in program.graph.nodes}
     exported = program.exported.run_decompositions({})
     for node in exported.graph.nodes:
-        node.meta.setdefault("planish_module", modules.get(node.name) or _stack_path(node))
+        node.meta.setdefault("planish_module", _stack_path(node) or modules.get(node.name))
     module = fx.GraphModule(exported.graph_module, exported.graph)
     return replace(program, exported=rebuild(exported, module, exported.graph_signature))
 
@@ -131,9 +128,18 @@ def _order(node: fx.Node, rank: int) -> list[int]:
     return order
 
 
+def _reshaped(node: fx.Node, source: fx.Node) -> fx.Node | None:
+    if op_name(source) == "aten.reshape" and source.op == "call_function" and isinstance(source.args[0], fx.Node):
+        # A size of -1 stays what it was: the number of elements is the same.
+        node.replace_input_with(source, source.args[0])
+        source = source.args[0]
+    return _same_shape(node, source)
+
+
 _SHAPE_RULES: dict[str, Callable[[fx.Node, fx.Node], fx.Node | None]] = {
     "aten.expand": _same_shape,
     "aten.slice": _full_slice,
+    "aten.reshape": _reshaped,
     "aten.transpose": _cancelling,
     "aten.permute": _cancelling,
 }

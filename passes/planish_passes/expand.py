@@ -53,6 +53,10 @@ def _inline(graph: fx.Graph, node: fx.Node) -> None:
                 mapping[inner] = graph.node_copy(inner, lambda n: mapping[n])
                 mapping[inner].meta = {"val": inner.meta["val"], "planish_module": module_path(node)}
         result = traced.output_node().args[0]
-    assert isinstance(result, fx.Node)
-    node.replace_all_uses_with(mapping[result])
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(mapping[result])
+    else:  # several results: each is read by its number
+        for part in list(node.users):
+            part.replace_all_uses_with(mapping[result[part.args[1]]])  # type: ignore[index]
+            graph.erase_node(part)
     graph.erase_node(node)

@@ -9,7 +9,11 @@ from planish_passes.infra import PassResult
 from planish_passes.program import Program
 
 # A quantised or fused form of an operator still counts as that operator.
-FORMS = {"planish.linear_q": "aten.linear", "planish.embedding_q": "aten.embedding"}
+FORMS = {
+    "planish.linear_q": "aten.linear",
+    "planish.embedding_q": "aten.embedding",
+    "planish.cached_attention": "planish.attention",
+}
 
 
 @dataclass(frozen=True)

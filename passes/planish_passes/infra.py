@@ -73,7 +73,7 @@ Watcher = Callable[[str, Program, Program], None]
 
 
 def run_passes(program: Program, passes: Iterable[Pass], watch: Watcher | None = None) -> Outcome:
-    """Run passes in order; each gets a private copy, and its result is validated before the next one starts.
+    """Run passes in order on a private copy; each result is validated before the next pass starts.
 
     Args:
         program: the start; left as it is.
@@ -84,15 +84,21 @@ def run_passes(program: Program, passes: Iterable[Pass], watch: Watcher | None =
         PlanishError: a pass broke the program; names the pass and those that ran before it.
     """
     steps: list[Step] = []
+    start = program
     for entry in passes:
         name = type(entry).__name__
-        result = entry.run(program.copy())
+        # What a pass returns belongs to this loop, so that only the start and what is watched needs a copy.
+        private = program.copy() if program is start or watch is not None else program
+        before = len(program.graph.nodes)
+        result = entry.run(private)
         _validate(result.program, name, [s.name for s in steps])
         if watch is not None:
             watch(name, program, result.program)
-        before, after = len(program.graph.nodes), len(result.program.graph.nodes)
+        after = len(result.program.graph.nodes)
         steps.append(Step(name, result.changed, result.refused, before, after))
         program = result.program
+    if program is not start:
+        program.exported.graph_module.recompile()
     return Outcome(program, tuple(steps))
 
 

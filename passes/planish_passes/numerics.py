@@ -11,6 +11,7 @@ from planish_passes.infra import PassResult
 from planish_passes.program import Program, op_name
 
 BY_ROLE = "int8_by_role"
+BY_BLOCK = "int8_by_block"
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class RoundActivations:
     1. a linear that makes the values of an attention, or that feeds an activation function: `int8_token_residual`;
     2. a linear that reads a GELU: `uint8_token_after_gelu`;
     3. any other: `int8_token_symmetric`.
+
+    `int8_by_block` rounds the inputs of weights in groups by the same groups, and those of other weights by role.
     """
 
     activations: str
@@ -31,7 +34,7 @@ class RoundActivations:
         changed = 0
         for node in program.graph.nodes:
             if node.op == "call_function" and op_name(node) == "planish.linear_q":
-                chosen = role(node) if self.activations == BY_ROLE else self.activations
+                chosen = {BY_ROLE: role, BY_BLOCK: block}.get(self.activations, lambda _: self.activations)(node)
                 node.args = (*node.args[:6], chosen)
                 changed += 1
         program.exported.graph_module.recompile()
@@ -50,6 +53,12 @@ def role(node: fx.Node) -> str:
     if isinstance(source, fx.Node) and source.op == "call_function" and op_name(source) == "aten.gelu":
         return "uint8_token_after_gelu"
     return "int8_token_residual" if any(map(_needs_precision, _readers(node))) else "int8_token_symmetric"
+
+
+def block(node: fx.Node) -> str:
+    """The activation format of a kernel that rounds by the groups of its weight."""
+    columns, groups = (node.args[i].meta["val"].shape[1] for i in (1, 2))  # type: ignore[union-attr]
+    return role(node) if groups == 1 else f"int8_block{columns // groups}"
 
 
 def _readers(node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
@@ -88,7 +97,7 @@ class RoundWeights:
         for name in program.weight_names().values():
             spec = store.spec(name)
             if spec.dtype.is_floating_point and spec.dtype.itemsize > self.dtype.itemsize:
-                store = store.derive(name, (name,), rounded, spec)
+                store = store.derive(name, (name,), rounded, spec, by_rows=True)
                 changed += 1
         for node in program.graph.nodes:
             if node.op == "call_function" and op_name(node) == "planish.attention":

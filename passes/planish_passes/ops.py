@@ -6,6 +6,7 @@ A target that keeps an operator encodes it; for every other target `expand` puts
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ _library = torch.library.Library("planish", "DEF")
 BODIES: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
 
 
-def _composite(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def composite(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register an operator: schema, shape function, and (decorated) its body."""
+
     # Explicit fakes: tracing a body to find its shapes would leave stride guards in the graph.
     def register(body: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.split("(")[0]
@@ -34,7 +37,7 @@ def _attention_fake(q: Tensor, k: Tensor, v: Tensor, *_: Any) -> Tensor:
     return q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3]))
 
 
-@_composite(
+@composite(
     "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor? bias, Tensor? sinks, float scale, float softcap)"
     " -> Tensor",
     _attention_fake,
@@ -110,8 +113,16 @@ def _asymmetric(x: Tensor) -> Tensor:
     return (torch.clamp(torch.round(x * inverse) + zero, -128, 127) - zero) * (1 / inverse)
 
 
+def _blocks(x: Tensor, size: int) -> Tensor:
+    blocks = x.unflatten(-1, (-1, size))
+    scale = blocks.abs().amax(dim=-1, keepdim=True) / 127
+    inverse = torch.where(scale == 0, torch.zeros_like(scale), 1 / scale)
+    return (torch.round(blocks * inverse) * scale).flatten(-2)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
+    **{f"int8_block{n}": partial(_blocks, size=n) for n in (16, 32, 64, 128)},
     "int8_token_symmetric": _symmetric,
     "int8_token_residual": _residual,
     "uint8_token_after_gelu": _after_gelu,
@@ -129,6 +140,8 @@ def quantize_activations(x: Tensor, activations: str) -> Tensor:
             `int8_token_residual`: the same, and what it lost in a second int8 pass (about 15 bits);
             `uint8_token_after_gelu`: for values that a GELU made: [-0.17, max] in 255 steps;
             `int8_token_asymmetric`: the affine scheme of XNNPACK's dynamically quantised kernels, range [-128, 127];
+            `int8_block16` ... `int8_block128`: one scale per token and block of that many channels, max / 127, as the
+            kernels of 4-bit weights do with their own blocks;
             `none`: x itself.
     """
     return ACTIVATIONS[activations](x)
@@ -147,7 +160,7 @@ def _linear_q_fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-@_composite(
+@composite(
     "linear_q(Tensor x, Tensor weight, Tensor scales, Tensor? zero_points, Tensor? bias, int bits, str activations)"
     " -> Tensor",
     _linear_q_fake,
@@ -181,7 +194,7 @@ def _embedding_q_fake(ids: Tensor, weight: Tensor, scales: Tensor, *_: Any) -> T
     return scales.new_empty((*ids.shape, weight.shape[1]))
 
 
-@_composite(
+@composite(
     "embedding_q(Tensor ids, Tensor weight, Tensor scales, Tensor? zero_points, int bits) -> Tensor",
     _embedding_q_fake,
 )

@@ -12,10 +12,18 @@ from planish_passes.expected import AssertExpected
 from planish_passes.fold import FoldConstants
 from planish_passes.fuse_attention import FuseAttention
 from planish_passes.fuse_batch_norm import FuseBatchNorm
+from planish_passes.fuse_cache import FuseCache
+from planish_passes.fuse_gated import FuseGated
 from planish_passes.fuse_gelu import FuseGelu
+from planish_passes.fuse_linear import FuseLinear
+from planish_passes.fuse_rms_norm import FuseRmsNorm
+from planish_passes.fuse_rope import FuseRope
 from planish_passes.infra import Pass
+from planish_passes.last_token import LastToken
 from planish_passes.numerics import RoundActivations, RoundWeights
-from planish_passes.quantise import Quantise
+from planish_passes.pack_linears import PackLinears
+from planish_passes.quantise import Quantise, Rounder
+from planish_passes.ranges import AnnotateRanges, Range
 from planish_passes.specialise import Specialise
 from planish_passes.weights import WeightFormat
 
@@ -24,8 +32,13 @@ def fuse() -> tuple[Pass, ...]:
     """From the captured program to the float program that everything is compared with."""
     return (
         Canonicalise(),  # first: patterns below must not have to look through no-ops
+        FuseLinear(),  # before anything else counts on finding linears
         FuseGelu(),  # before constants are folded into its factors
         FuseBatchNorm(),  # before weights are rounded for a target: a fold behind it would round twice
+        FuseRmsNorm(),
+        FuseRope(),  # positions become tables here; what computed angles is dead then
+        FuseGated(),
+        FuseCache(),  # before plain attention is looked for: it has none of the hook's operators
         FuseAttention(),  # only models that bypass the attention interface have something to find
         Canonicalise(),  # the transpose that fusion adds cancels against the model's own
         FoldConstants(),  # tables and buffers that depend on nothing
@@ -33,12 +46,19 @@ def fuse() -> tuple[Pass, ...]:
     )
 
 
-def quantise(format: WeightFormat | None) -> tuple[Pass, ...]:
-    """From the float program to the one that every target starts from. None: weights stay floating point."""
+def quantise(
+    format: WeightFormat | None,
+    formats: Mapping[str, WeightFormat] | None = None,
+    rounder: Rounder | None = None,
+) -> tuple[Pass, ...]:
+    """From the float program to the one that every target starts from; arguments as of `Quantise`.
+
+    With None for the format, weights stay floating point.
+    """
     if format is None:
         return ()
     return (
-        Quantise(format),  # after fusion, so that weights are seen where they are used
+        Quantise(format, formats or {}, rounder),  # after fusion, so that weights are seen where they are used
         AssertExpected(),  # quantised forms count as what they replace
     )
 
@@ -51,6 +71,21 @@ def yardstick(weights: torch.dtype, activations: str) -> tuple[Pass, ...]:
     if weights != torch.float32:
         order.append(RoundWeights(weights))  # last: quantised integers are not floating point and stay
     return tuple(order)
+
+
+def annotate(ranges: Mapping[str, Range]) -> tuple[Pass, ...]:
+    """Behind the yardstick, whose own names the ranges have: what a narrow number format must know."""
+    return (AnnotateRanges(ranges),)
+
+
+def packed() -> tuple[Pass, ...]:
+    """For targets whose kernels gain from one wide product in the place of several narrow ones."""
+    return (PackLinears(),)
+
+
+def last_token() -> tuple[Pass, ...]:
+    """From a yardstick that answers at every position to the one that an artifact without the others is held to."""
+    return (LastToken(),)
 
 
 def for_target(keeps: frozenset[str], sizes: Mapping[str, int] | None) -> tuple[Pass, ...]:

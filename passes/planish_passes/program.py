@@ -22,7 +22,7 @@ from planish_passes.nodes import module_path, op_name
 from planish_passes.text import dump
 from planish_passes.weights import WeightStore
 
-__all__ = ["Port", "Program", "add_weight", "copy_graph", "finish", "module_path", "op_name", "rebuild"]
+__all__ = ["Port", "Program", "add_weight", "copy_graph", "finish", "module_path", "op_name", "rebuild", "writes"]
 
 _WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
@@ -48,6 +48,7 @@ class Program:
         outputs: user outputs in order.
         expects: operator name -> how often the traced model called it; `assert_expected` enforces it.
         axes: dynamic dimension -> (smallest, largest) size; empty when every shape is fixed.
+        states: (output, input) pairs: what a call returns as the first goes into the next call as the second.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Program:
     outputs: tuple[Port, ...]
     expects: Mapping[str, int] = field(default_factory=dict)
     axes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    states: tuple[tuple[str, str], ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -136,10 +138,10 @@ def add_weight(program: Program, name: str, value: torch.Tensor) -> fx.Node:
 
 
 def finish(program: Program) -> Program:
-    """Settle the signature, drop dead nodes and weights that nothing uses, recompile. Every edit ends here."""
+    """Settle the signature, drop dead nodes and weights that nothing uses. Every edit ends here."""
     graph, ep = program.graph, program.exported
     _rename_outputs(program)
-    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output") or writes(n))
     names = program.weight_names()
     dead = {n.name for n in graph.nodes if n.op == "placeholder" and n.name in names and not n.users}
     for node in [n for n in graph.nodes if n.name in dead]:
@@ -150,9 +152,13 @@ def finish(program: Program) -> Program:
     for store in (ep._state_dict, ep._constants):
         for name in [n for n in store if n not in used]:
             del store[name]
-    graph.lint()
-    ep.graph_module.recompile()
     return replace(program, weights=program.weights.keep(used))
+
+
+def writes(node: fx.Node) -> bool:
+    """True for an operator that changes the values of an argument in place; what it returns may go unused."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable and op_name(node) != "aten.detach_"
 
 
 def _rename_outputs(program: Program) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,11 +12,15 @@ from torch import Tensor, fx
 
 from planish_passes.infra import PassResult, Refusal
 from planish_passes.program import Program, add_weight, finish, op_name
+from planish_passes.rounding import round_to_nearest
 from planish_passes.weights import QuantizedTensor, TensorSpec, WeightFormat
 
 INT8 = WeightFormat(8)
-VALUES, SCALES = ".q_values", ".q_scales"
+VALUES, SCALES, ZEROS = ".q_values", ".q_scales", ".q_zeros"
 
+Rounder = Callable[[Tensor, WeightFormat], tuple[Tensor, Tensor, Tensor | None]]
+
+_SMALLEST = 16  # group that kernels have
 _COVERED = {"aten.linear": 1, "aten.embedding": 0}  # operator -> which argument is the weight
 _OTHER = ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.matmul", "aten.bmm", "aten.mm", "aten.addmm")
 
@@ -28,14 +33,27 @@ class Quantise:
     recipe), weights that are computed at run time, and weights that are also used in another way.
 
     Args:
-        format: integers and scales.
+        format: integers and scales; a group that does not divide a weight's input features is halved until it does.
+        formats: weight name -> another format for that weight.
+        rounder: (weight, format) -> integers, scales, zero points; round to nearest when None. Weights whose integers
+            are in the program's store already (calibration made them) are not rounded again.
     """
 
     format: WeightFormat = INT8
+    formats: Mapping[str, WeightFormat] = field(default_factory=dict)
+    rounder: Rounder | None = None
 
     def run(self, program: Program) -> PassResult:
         """See the class."""
-        names, refused, changed = program.weight_names(), [], 0
+        plan = self.plan(program)
+        for name, (format, nodes) in plan.weights.items():
+            program = _quantise_weight(program, name, nodes, format, self.rounder or round_to_nearest)
+        changed = sum(len(nodes) for _, nodes in plan.weights.values())
+        return PassResult(finish(program), changed, plan.refused)
+
+    def plan(self, program: Program) -> Plan:
+        """What `run` will do."""
+        names, refused = program.weight_names(), []
         sites: dict[str, list[fx.Node]] = defaultdict(list)
         for node in program.graph.nodes:
             if node.op != "call_function":
@@ -48,10 +66,47 @@ class Quantise:
                     refused.append(Refusal.of(node, reason))
             elif op_name(node) in _OTHER and any(_trained(program, names, a) for a in node.args):
                 refused.append(Refusal.of(node, "this recipe covers linear and embedding weights only"))
+        weights = {}
         for name, nodes in sites.items():
-            program = _quantise_weight(program, name, nodes, self.format)
-            changed += len(nodes)
-        return PassResult(finish(program), changed, tuple(refused))
+            wanted = self.formats.get(name, self.format)
+            columns = program.weights.spec(name).shape[1]
+            format = _fitting(wanted, columns)
+            if format is None:
+                reason = f"{columns} input features do not divide into groups of {wanted.group} or {_SMALLEST}"
+                refused += [Refusal.of(n, reason) for n in nodes]
+            else:
+                weights[name] = (format, nodes)
+        return Plan(weights, tuple(refused))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is quantised.
+
+    Args:
+        weights: weight name -> its format, and the calls that use it.
+        refused: calls whose weights stay floating point.
+    """
+
+    weights: Mapping[str, tuple[WeightFormat, list[fx.Node]]]
+    refused: tuple[Refusal, ...]
+
+
+def tables(program: Program) -> frozenset[str]:
+    """Weights that an embedding reads (tied heads among them)."""
+    names = program.weight_names()
+    found = (_weight(n) for n in program.graph.nodes if n.op == "call_function" and op_name(n) == "aten.embedding")
+    return frozenset(names[w.name] for w in found if w.name in names)
+
+
+def _fitting(format: WeightFormat, columns: int) -> WeightFormat | None:
+    """The format with the largest group that divides the input features; None when there is none."""
+    group = format.group
+    if not group or columns % group == 0:
+        return format
+    while group > _SMALLEST and columns % group:
+        group //= 2
+    return None if columns % group else replace(format, group=group)
 
 
 def _weight(node: fx.Node) -> fx.Node:
@@ -78,37 +133,37 @@ def _unfit(node: fx.Node, names: dict[str, str]) -> str | None:
     return None
 
 
-def _quantise_weight(program: Program, name: str, nodes: list[fx.Node], format: WeightFormat) -> Program:
+def _quantise_weight(
+    program: Program, name: str, nodes: list[fx.Node], format: WeightFormat, rounder: Rounder
+) -> Program:
     rows, columns = program.weights.spec(name).shape
     fake = _weight(nodes[0]).meta["val"]
     groups = columns // format.group if format.group else 1
-
-    def scales(weight: Tensor) -> Tensor:
-        return symmetric_scales(weight, format)
-
-    def values(weight: Tensor) -> Tensor:
-        return symmetric_values(weight, symmetric_scales(weight, format), format)
-
-    store = program.weights.derive(name + VALUES, (name,), values, TensorSpec((rows, columns), torch.int8))
-    store = store.derive(name + SCALES, (name,), scales, TensorSpec((rows, groups), torch.float32))
-    program = replace(program, weights=store)
+    parts = {VALUES: (columns, torch.int8), SCALES: (groups, torch.float32)}
+    if not format.symmetric:
+        parts[ZEROS] = (groups, torch.int8)
+    specs = {name + suffix: TensorSpec((rows, width), dtype) for suffix, (width, dtype) in parts.items()}
+    if name + VALUES not in program.weights:
+        store = program.weights.derive_together(specs, (name,), lambda weight: rounder(weight, format), by_rows=True)
+        program = replace(program, weights=store)
+    placed: list[fx.Node | None] = []
     with fake.fake_mode:
-        integers = add_weight(program, name + VALUES, torch.empty(rows, columns, dtype=torch.int8))
-        factors = add_weight(program, name + SCALES, torch.empty(rows, groups, dtype=torch.float32))
+        for suffix, (width, dtype) in parts.items():
+            placed.append(add_weight(program, name + suffix, torch.empty(rows, width, dtype=dtype)))
     for node in nodes:
-        _replace_call(program, node, integers, factors, format)
+        _replace_call(program, node, (*placed, None)[:3], format)
     return program
 
 
-def _replace_call(program: Program, node: fx.Node, integers: fx.Node, factors: fx.Node, format: WeightFormat) -> None:
+def _replace_call(program: Program, node: fx.Node, parts: tuple[fx.Node | None, ...], format: WeightFormat) -> None:
     with program.graph.inserting_before(node):
         if op_name(node) == "aten.linear":
             bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
             target = torch.ops.planish.linear_q.default
-            arguments: tuple[Any, ...] = (node.args[0], integers, factors, None, bias, format.bits, "none")
+            arguments: tuple[Any, ...] = (node.args[0], *parts, bias, format.bits, "none")
         else:
             target = torch.ops.planish.embedding_q.default
-            arguments = (node.args[1], integers, factors, None, format.bits)
+            arguments = (node.args[1], *parts, format.bits)
         new = program.graph.call_function(target, arguments)
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)
@@ -129,12 +184,15 @@ def symmetric_scales(weight: Tensor, format: WeightFormat) -> Tensor:
     """
     rows, columns = weight.shape
     grouped = weight.to(torch.float32).view(rows, -1, format.group or columns)
-    exact = grouped.abs().amax(dim=-1) / format.range[1]
+    return up_to_half(grouped.abs().amax(dim=-1) / format.range[1])
+
+
+def up_to_half(exact: Tensor) -> Tensor:
+    """The next float16 value that is not smaller, at least the smallest normal one; as float32."""
     half = exact.to(torch.float16)
     up = torch.nextafter(half, torch.full_like(half, float("inf")))
     scales = torch.where(half.to(torch.float32) < exact, up, half).to(torch.float32)
-    smallest = 2.0**-14  # the smallest normal float16: runtimes flush what lies below
-    return scales.clamp(min=smallest)
+    return scales.clamp(min=2.0**-14)  # runtimes flush what lies below
 
 
 def symmetric_values(weight: Tensor, scales: Tensor, format: WeightFormat) -> Tensor:
@@ -155,7 +213,8 @@ def quantized(program: Program) -> dict[str, QuantizedTensor]:
         name = names[node.args[1].name].removesuffix(VALUES)
         if name not in found:
             values, scales = program.weights.read(name + VALUES), program.weights.read(name + SCALES)
+            zeros = program.weights.read(name + ZEROS) if node.args[3] is not None else None
             bits = int(node.args[5] if op_name(node) == "planish.linear_q" else node.args[4])
             group = 0 if scales.shape[1] == 1 else values.shape[1] // scales.shape[1]
-            found[name] = QuantizedTensor(values, scales, None, WeightFormat(bits, group))
+            found[name] = QuantizedTensor(values, scales, zeros, WeightFormat(bits, group, zeros is None))
     return found

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from planish_passes.rows import Entry, Made, Rows, computed, joined, width_of
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -76,17 +78,13 @@ class QuantizedTensor:
 
 
 @dataclass(frozen=True)
-class _Entry:
-    spec: TensorSpec
-    read: Callable[[], Tensor]
-    sources: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class WeightStore:
-    """Names to lazy tensors. Immutable: `derive` and `with_tensor` return a new store that shares the old entries."""
+    """Names to lazy tensors. Immutable: `derive` and `with_tensor` return a new store that shares the old entries.
 
-    _entries: Mapping[str, _Entry] = field(default_factory=dict)
+    Nobody may write into a tensor that was read: it may be a view of a file, or kept.
+    """
+
+    _entries: Mapping[str, Entry] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -117,31 +115,100 @@ class WeightStore:
             raise ValueError(f"{name}: declared {entry.spec}, got {TensorSpec.of(tensor)}")
         return tensor
 
+    def spans(self, name: str) -> tuple[tuple[int, int], ...]:
+        """Row ranges (start, stop) that cover the tensor, each cheap in memory; one range where that is not possible.
+
+        Tensors that are made together (integers and scales) have the same ranges.
+        """
+        return tuple(self._entries[name].spans())
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) along the first axis; a scalar has one row.
+
+        A tensor that can only be had as a whole is read as a whole: ask for the ranges of `spans`.
+
+        Raises:
+            ValueError: as `read`.
+        """
+        entry = self._entries[name]
+        if entry.rows is None:
+            whole = self.read(name)
+            return whole[start:stop] if whole.dim() else whole
+        tensor = entry.rows(start, stop)
+        wanted = TensorSpec((stop - start, *entry.spec.shape[1:]), entry.spec.dtype)
+        if TensorSpec.of(tensor) != wanted:
+            raise ValueError(f"{name}: declared {entry.spec}, got {TensorSpec.of(tensor)} for rows {start}..{stop}")
+        return tensor
+
+    def blocks(self, name: str) -> Iterator[Tensor]:
+        """The tensor in the ranges of `spans`, one after the other."""
+        for start, stop in self.spans(name):
+            yield self.rows(name, start, stop)
+
     def with_lazy(
-        self, name: str, spec: TensorSpec, read: Callable[[], Tensor], sources: tuple[str, ...] = ()
+        self,
+        name: str,
+        spec: TensorSpec,
+        read: Callable[[], Tensor],
+        sources: tuple[str, ...] = (),
+        rows: Rows | None = None,
     ) -> WeightStore:
-        """A store with one more tensor, read by `read` each time that it is needed."""
-        return WeightStore({**self._entries, name: _Entry(spec, read, sources)})
+        """A store with one more tensor, read by `read` each time that it is needed.
+
+        Args:
+            rows: (start, stop) -> rows [start, stop), where they can be had without the rest.
+        """
+        entry = Entry(spec, read, sources, rows if spec.shape else None, width_of(spec))
+        return WeightStore({**self._entries, name: entry})
 
     def with_tensor(self, name: str, tensor: Tensor) -> WeightStore:
         """A store with one more tensor that lives in memory (for small constants)."""
-        return self.with_lazy(name, TensorSpec.of(tensor), lambda: tensor)
+        return self.with_lazy(name, TensorSpec.of(tensor), lambda: tensor, rows=lambda start, stop: tensor[start:stop])
 
-    def derive(self, name: str, sources: tuple[str, ...], fn: Callable[..., Tensor], spec: TensorSpec) -> WeightStore:
-        """A store with `name` = fn(*sources), computed when read and then dropped."""
-        entries = self._entries
+    def derive(
+        self,
+        name: str,
+        sources: tuple[str, ...],
+        fn: Callable[..., Tensor],
+        spec: TensorSpec,
+        by_rows: bool = False,
+    ) -> WeightStore:
+        """A store with `name` = fn(*sources), computed when read and then dropped.
 
-        def compute() -> Tensor:
-            return fn(*(entries[s].read() for s in sources))
+        Args:
+            by_rows: row i of the result depends on row i of the sources alone, so that fn may be called with some rows
+                of each. (Where a source cannot be had in rows, it is called with all of them.)
+        """
+        return self.derive_together({name: spec}, sources, fn, by_rows)
 
-        return self.with_lazy(name, spec, compute, sources)
+    def derive_together(
+        self,
+        specs: Mapping[str, TensorSpec],
+        sources: tuple[str, ...],
+        fn: Callable[..., Made],
+        by_rows: bool = False,
+    ) -> WeightStore:
+        """A store with tensors that one call makes: who reads the same rows of each, one after the other, pays once.
+
+        Args:
+            specs: names in the order in which fn returns them (surplus results are dropped).
+            by_rows: as in `derive`.
+        """
+        entries = tuple(self._entries[s] for s in sources)
+        return WeightStore({**self._entries, **computed(dict(specs), sources, entries, fn, by_rows)})
+
+    def concatenate(self, name: str, parts: tuple[str, ...]) -> WeightStore:
+        """A store with `name` = `parts` one behind the other along the first axis."""
+        first = self.spec(parts[0])
+        spec = TensorSpec((sum(self.spec(p).shape[0] for p in parts), *first.shape[1:]), first.dtype)
+        return WeightStore({**self._entries, name: joined(spec, [self._entries[p] for p in parts], parts)})
 
     def memoised(self, budget: int) -> WeightStore:
         """A store that keeps what it has read while it fits into `budget` bytes (for programs that run many times)."""
         kept: dict[str, Tensor] = {}
         room = [budget]
 
-        def remember(name: str, entry: _Entry) -> Callable[[], Tensor]:
+        def remember(name: str, entry: Entry) -> Entry:
             def read() -> Tensor:
                 if name in kept:
                     return kept[name]
@@ -151,9 +218,13 @@ class WeightStore:
                     kept[name] = tensor
                 return tensor
 
-            return read
+            def rows(start: int, stop: int) -> Tensor:
+                assert entry.rows is not None
+                return kept[name][start:stop] if name in kept else entry.rows(start, stop)
 
-        return WeightStore({n: replace(e, read=remember(n, e)) for n, e in self._entries.items()})
+            return replace(entry, read=read, rows=rows if entry.rows else None)
+
+        return WeightStore({n: remember(n, e) for n, e in self._entries.items()})
 
     def keep(self, names: set[str]) -> WeightStore:
         """A store of only these names (derivations keep what they need)."""

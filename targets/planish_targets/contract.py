@@ -50,6 +50,7 @@ class Capabilities:
         batch: batch size when shapes are fixed.
         sequence: default sequence length when shapes are fixed.
         max_rank: highest tensor rank, 0 = no limit.
+        caches: True when programs with key/value caches can be lowered.
     """
 
     keeps: frozenset[str]
@@ -58,6 +59,7 @@ class Capabilities:
     batch: int = 1
     sequence: int = 128
     max_rank: int = 0
+    caches: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,25 @@ class Placement:
         return sum(n.where == "accelerated" for n in self.nodes) / len(self.nodes) if self.nodes else 1.0
 
 
+@dataclass(frozen=True)
+class Attribute:
+    """A number that a written file states for one operator.
+
+    Args:
+        name: "epsilon" of a normalisation, be it an attribute or a constant that is added before a square root.
+        value: the number as stored.
+        dtype: what it is stored as.
+        op: operator type in the target's own words.
+        module: source module path, "" where the file does not tell.
+    """
+
+    name: str
+    value: float
+    dtype: torch.dtype
+    op: str
+    module: str = ""
+
+
 class Target(Protocol):
     """One folder in targets/ with a module-level `TARGET` that satisfies this."""
 
@@ -221,6 +242,11 @@ class Target(Protocol):
 
     def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:
         """The integers and scales, read back from the written files, by program weight name (without suffix)."""
+        ...
+
+    def read_attributes(self, artifact: Artifact) -> Mapping[str, Sequence[Attribute]] | Unavailable:
+        """File that a runtime opens (relative to the folder) -> the numbers that it states for operators, in any order.
+        `planish_targets.attributes` finds them in a graph. Unavailable: some form in the file cannot be read."""
         ...
 
     def inspect(self, path: Path) -> Mapping[str, object] | None:

@@ -1,7 +1,8 @@
 """The runner protocol, both sides: a folder in, a folder out, a process in between.
 
 In:  `artifact/` (the artifact's folder), `inputs.safetensors` (every tensor of every case, named `<case>/<input>`),
-     `call.json` {"protocol": 1, "target", "entry", "options", "cases": [...], "repeat", "threads", "taps": [...]}.
+     `call.json` {"protocol": 1, "target", "entry", "options", "cases": [...], "repeat", "threads", "taps": [...],
+     "carry"?: {output: input}, "returns"?: [...]}.
 Out: `outputs.safetensors` (`<case>/<output>`), `device.json` {"protocol": 1, "device", "versions": {...},
      "evidence"?, "seconds": {case: [..]}, "peak_rss_bytes"?, "load_seconds"?};
      or `error.json` {"what", "where", "hint"} and a non-zero exit.
@@ -64,6 +65,8 @@ def run(
     threads: int = 1,
     timeout: float = 600.0,
     taps: Sequence[str] = (),
+    carry: Mapping[str, str] | None = None,
+    returns: Sequence[str] = (),
 ) -> Ran | Broke:
     """Run every case of inputs through the runner's process.
 
@@ -75,6 +78,8 @@ def run(
         threads: threads inside the runtime.
         timeout: seconds until the process is killed.
         taps: names of inner values that the caller would like to see too; a runner returns those that it can.
+        carry: output -> input: what a case does not give, it takes from the outputs of the case before it.
+        returns: outputs that the caller wants back; empty = all.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
@@ -84,7 +89,9 @@ def run(
         given.mkdir()
         returned.mkdir()
         _place(artifact.folder, given / "artifact")
-        flat = {f"{case}/{name}": t.contiguous() for case, tensors in cases.items() for name, t in tensors.items()}
+        flat = {
+            f"{case}/{name}": t.contiguous().clone() for case, tensors in cases.items() for name, t in tensors.items()
+        }
         save_file(flat, str(given / "inputs.safetensors"))
         call = {
             "protocol": PROTOCOL,
@@ -95,6 +102,8 @@ def run(
             "repeat": repeat,
             "threads": threads,
             "taps": list(taps),
+            "carry": dict(carry or {}),
+            "returns": list(returns),
         }
         (given / "call.json").write_text(json.dumps(call, indent=1))
         broke = _execute([*runner.command, str(given), str(returned)], timeout, threads, returned)
@@ -125,18 +134,22 @@ def _place(folder: Path, at: Path) -> None:
 
 
 def _execute(command: list[str], timeout: float, threads: int, returned: Path) -> Broke | None:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONFAULTHANDLER": "1"}
     log = returned.parent / "log.txt"
     try:
         with log.open("wb") as sink:
             # A session of its own: what the runner starts (ssh, adb) is stopped with it.
             process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
+                command,
+                env=environment(threads),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
             )
             try:
                 code = process.wait(timeout)
             finally:
-                _stop(process)
+                stop(process)
     except subprocess.TimeoutExpired:
         return Broke(f"no result within {timeout:g} s; the process was stopped", _tail(log))
     except OSError as problem:
@@ -146,7 +159,13 @@ def _execute(command: list[str], timeout: float, threads: int, returned: Path) -
     return _explain(code, returned / "error.json", _tail(log))
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def environment(threads: int) -> dict[str, str]:
+    """Variables of a runner's process: its threads, and a trace of Python's frames when native code crashes."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONFAULTHANDLER": "1"}
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process that was started in a session of its own, and what it started."""
     if process.poll() is None:
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -166,8 +185,13 @@ def _explain(code: int, report: Path, log: str) -> Broke:
             return Broke(f"{told.get('what')} ({told.get('where')})", log)
         except (ValueError, TypeError):
             return Broke("the runner failed and left an unreadable report", log)
+    return Broke(reason_of(code, log), log)
+
+
+def reason_of(code: int, log: str) -> str:
+    """What an exit code says: the name of the signal, or the code with the last line of the log."""
     if code < 0:
         names = {int(s): s.name for s in signal.Signals}
-        return Broke(f"the runtime crashed with {names.get(-code, f'signal {-code}')}", log)
+        return f"the runtime crashed with {names.get(-code, f'signal {-code}')}"
     last = log.strip().splitlines()[-1] if log.strip() else "no message"
-    return Broke(f"the runner exited with {code}: {last}", log)
+    return f"the runner exited with {code}: {last}"

@@ -34,16 +34,22 @@ class Call:
 
 
 Model = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+DECODE = "--decode"  # the flag that makes a runner a decoding process; see planish_targets.decode
 
 
 def serve(device: str, packages: tuple[str, ...], load: Callable[[Call], Model]) -> None:
-    """Answer one call of the runner protocol and exit the process.
+    """Answer one call of the runner protocol and exit the process; with `--decode`, write text until the input ends.
 
     Args:
         device: what computes, for people.
         packages: distributions whose versions belong to the evidence.
         load: opens the artifact and returns a function from named inputs to named outputs.
     """
+    if DECODE in sys.argv[1:]:
+        from planish_targets.decode import decode
+
+        decode(device, load)
+        return
     from safetensors.torch import load_file, save_file
 
     given, returned = Path(sys.argv[1]), Path(sys.argv[2])
@@ -57,13 +63,21 @@ def serve(device: str, packages: tuple[str, ...], load: Callable[[Call], Model])
         flat = load_file(str(given / "inputs.safetensors"))
         outputs: dict[str, Tensor] = {}
         seconds: dict[str, list[float]] = {}
+        carry, wanted = call.get("carry") or {}, set(call.get("returns") or ())
+        given_by_case: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in flat.items():
+            name, _, port = key.partition("/")
+            given_by_case.setdefault(name, {})[port] = tensor
+        result: Mapping[str, Tensor] = {}
         for case in call["cases"]:
-            feed = {k.split("/", 1)[1]: t for k, t in flat.items() if k.startswith(f"{case}/")}
+            carried = {inner: result[outer] for outer, inner in carry.items() if outer in result}
+            feed = {**carried, **given_by_case.get(case, {})}
             for _ in range(int(call["repeat"])):
                 begin = time.perf_counter()
                 result = model(feed)
                 seconds.setdefault(case, []).append(time.perf_counter() - begin)
-            outputs.update({f"{case}/{name}": tensor.contiguous().clone() for name, tensor in result.items()})
+            kept = {n: t for n, t in result.items() if not wanted or n in wanted}
+            outputs.update({f"{case}/{name}": tensor.contiguous().clone() for name, tensor in kept.items()})
     except PlanishError as problem:
         report = {"what": problem.what, "where": problem.where, "hint": problem.hint}
         (returned / "error.json").write_text(json.dumps(report))
@@ -75,13 +89,21 @@ def serve(device: str, packages: tuple[str, ...], load: Callable[[Call], Model])
         "versions": {p: _version(p) for p in packages},
         "seconds": seconds,
         "load_seconds": loaded,
-        **_peak(),
+        **peak(),
     }
     (returned / "device.json").write_text(json.dumps(facts, indent=1))
 
 
-def _peak() -> dict[str, int]:
-    """Peak resident memory of this process, where the system tells (not on Windows)."""
+def peak() -> dict[str, int]:
+    """{"peak_rss_bytes": ...}: the largest resident size of this process; {} where the system does not tell (Windows).
+
+    Linux' getrusage counts what the parent held when it started this process, VmHWM does not (proc_pid_status(5)).
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        if "VmHWM" in lines:
+            return {"peak_rss_bytes": int(lines["VmHWM"].split()[0]) * 1024}
     try:
         import resource
     except ImportError:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import planish_passes.decoder_ops  # noqa: F401  (registers operators)
 from planish_passes import ops
 
 
@@ -31,5 +32,11 @@ def test_every_operator_has_a_fake_that_agrees_with_its_body(op: torch._ops.OpOv
         "attention": (q, q, q, None, None, None, 1.0, 0.0),
         "linear_q": (torch.randn(3, 8), weight, scales, None, torch.randn(6), 8, "none"),
         "embedding_q": (torch.randint(0, 6, (2, 3)), weight, scales, torch.zeros(6, 2, dtype=torch.int8), 8),
+        "kv_append": (q, q),
+        "causal_mask": (torch.arange(3).expand(2, -1), 7, 2, 4),
+        "cached_attention": (q, q, q, q, q, torch.arange(3, 6).expand(2, -1), None, None, 1.0, 0.0, 0, 0),
+        "rope": (q, torch.arange(3).expand(2, -1), torch.rand(5, 3), torch.rand(5, 3), False),
+        "rms_norm": (q, torch.rand(8), 1e-6),
+        "gated": (q, q, "silu"),
     }[op._schema.name.split("::")[1]]
     torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -14,7 +14,7 @@ from planish_passes import pipeline
 from planish_passes.errors import PlanishError
 from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
-from planish_passes.program import Program
+from planish_passes.program import Program, module_path, op_name
 from planish_passes.quantise import quantized
 from planish_passes.weights import WeightFormat
 from planish_targets import registry, runner
@@ -82,6 +82,30 @@ def test_integers_and_scales_are_bit_equal_in_every_artifact(name: str) -> None:
     for weight, tensor in truth.items():
         assert torch.equal(found[weight].values, tensor.values), weight
         assert torch.equal(found[weight].scales.float().reshape(tensor.scales.shape), tensor.scales), weight
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_states_the_epsilon_of_every_norm_with_its_module(name: str, recipe: str) -> None:
+    it = made(name, recipe)
+    files = registry.find(name).read_attributes(it.artifact)
+    assert not isinstance(files, Unavailable)
+    assert artifact_files(it.artifact) <= set(files)
+    norms = sorted(
+        module_path(n) for n in it.yardstick.graph.nodes if n.op == "call_function" and op_name(n) == "aten.layer_norm"
+    )
+    assert len(norms) == 5
+    for stated in files.values():
+        assert sorted(a.module for a in stated) == norms
+        for a in stated:
+            # float16 holds nothing below 2**-24
+            assert a.value == (2.0**-24 if a.dtype == torch.float16 else float(torch.tensor(1e-12, dtype=a.dtype)))
+
+
+def artifact_files(artifact: Artifact) -> set[str]:
+    """Everything in the folder that a runtime can open."""
+    forms = (".onnx", ".ort", ".pte", ".pt2", ".mlpackage")
+    return {p.name for p in artifact.folder.iterdir() if p.suffix in forms}
 
 
 @pytest.mark.parametrize("name", NAMES)

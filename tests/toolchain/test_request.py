@@ -132,17 +132,22 @@ def test_every_key_of_the_file(tmp_path: Path) -> None:
     text = """model = "m"
 targets = ["coreml"]
 recipe = "int8"
+group = 64
+symmetric = true
+rounding = "search"
 output = "o"
 task = "fill-mask"
 revision = "main"
 sequence_length = 64
 dynamic = false
 trust_remote_code = true
+logits = "all"
+verify = true
 keep_failed = true
 threads = 2
 timeout = 9
 runner = {coreml = "ssh"}
-gates = {cosine = 0.9, agreement = 0.9, capture = 0.1, lowering = 8, placement = 0.5}
+gates = {cosine = 0.9, agreement = 0.9, divergence = 0.1, capture = 0.1, lowering = 8, placement = 0.5}
 """
     request = load(text, tmp_path)
     assert set(tomllib.loads(text)) == set(Request.model_fields)

@@ -7,7 +7,7 @@ from support import FAMILIES
 from transformers import AutoConfig, AutoModel
 
 from planish import hooks
-from planish.meta import build_on_meta
+from planish.meta import build_without_weights
 from planish.tasks import TASKS
 from planish.tasks.base import Axis
 from planish.tasks.image import image_size
@@ -43,7 +43,9 @@ def test_random_tokens_where_there_is_no_tokenizer(tmp_path: Path) -> None:
 )
 def test_features_take_what_the_model_reads(family: str, names: list[str]) -> None:
     config = FAMILIES[family]()
-    inputs = TASKS["feature-extraction"].inputs(config, build_on_meta(AutoModel, config, hooks.IMPLEMENTATION))
+    inputs = (
+        TASKS["feature-extraction"].call(config, build_without_weights(AutoModel, config, hooks.IMPLEMENTATION)).inputs
+    )
     assert [i.name for i in inputs] == names
     assert isinstance(inputs[0].shape[0], Axis)
 

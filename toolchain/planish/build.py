@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -12,28 +12,34 @@ from torch import nn
 from planish.capture import capture
 from planish.checkpoint import check_finite
 from planish.compiled import Compiled, Progress, TargetResult, TensorBytes
+from planish.estimate import check_room, estimate
+from planish.generation_files import add_generation_files
+from planish.quantising import checked, quantise, rounding, weight_format
 from planish.recipes import RecipeSpec, find_recipe
 from planish.request import Request
 from planish.requirements import demand
 from planish.source import Source, open_source
 from planish.tasks import TASKS, Task
-from planish.tasks.base import Sample
+from planish.tasks.generation import TOKENS
 from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
-from planish.verify.cases import Case, batches, edge_cases, fixed_cases
-from planish.verify.compare import Outputs
+from planish.verify.attributes import check_attributes
+from planish.verify.decoding import DecoderExam, opening
+from planish.verify.exam import OFF, EncoderExam, Exam, NoExam
 from planish.verify.lowering import Execution, check_lowering
-from planish.verify.quality import check_capture, check_quality, eager
+from planish.verify.ranges import audit
 from planish.verify.weights import check_artifact_weights, check_program_weights
 from planish_passes import pipeline
 from planish_passes.errors import PlanishError
-from planish_passes.infra import run_passes
+from planish_passes.infra import Outcome, run_passes
+from planish_passes.match import is_op
 from planish_passes.program import Program
-from planish_passes.quantise import SCALES, VALUES
+from planish_passes.quantise import SCALES, VALUES, ZEROS
 from planish_passes.weights import WeightStore
 from planish_targets import registry
-from planish_targets.contract import Evidence, Placement, Target
+from planish_targets.contract import Evidence, Placement, Recipe, Target
 
-_MEMORY = 128 << 20  # bytes of quantised weights that stay in memory between the runs of a yardstick
+_TEXT = 256  # tokens that the quality of a language model is measured on
+_MEMORY = 256 << 20  # bytes of quantised weights that stay in memory between the runs of a yardstick
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,10 @@ class _Shared:
     """What all targets of one compile have in common."""
 
     request: Request
-    recipe: RecipeSpec
-    task: Task
+    recipe: Recipe
     program: Program
-    samples: Sequence[Sample]
-    pad: int
-    model: nn.Module
-    cases: Sequence[Case]
-    truth: Mapping[str, Outputs]
+    source: Source
+    exam: Exam
     quality: dict[tuple[torch.dtype, str], Verdict] = field(default_factory=dict)
 
 
@@ -67,8 +69,19 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
         request.model, task=request.task, revision=request.revision, trust_remote_code=request.trust_remote_code
     )
     task = TASKS[source.task]
+    format = weight_format(request, recipe, task)
+    stored = source.checkpoint.keys()
+    weights_in_all = sum(prod(source.checkpoint.spec(key).shape) for key in stored)
+    request = request.model_copy(update={"verify": checked(request, weights_in_all)})
+    how = rounding(request, format, task, weights_in_all)
+    needed = estimate(
+        source.checkpoint, source.config, format, [t.name for t in targets], rounding=how, verify=bool(request.verify)
+    )
+    progress.stage("estimate", str(needed))
+    notes = dict.fromkeys(check_room(needed, workdir))
+    if not request.verify:
+        notes["checks are off: nothing but hashes says that these artifacts are right"] = None
     progress.stage("capture", source.architecture)
-    notes: dict[str, None] = {}
 
     def weights(model: nn.Module) -> WeightStore:
         loaded = source.load(model)
@@ -76,15 +89,20 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
         return loaded.store
 
     captured = capture(source.model_class(), source.config, task, weights)
-    check_finite(captured.program.weights)
+    if request.verify:
+        check_finite(captured.program.weights)
     floating = run_passes(captured.program, pipeline.fuse())
-    progress.stage("reference", "the original model, run by transformers")
-    shared, verdicts = _reference(request, recipe, source, task, floating.program)
+    exam = _exam(request, recipe, source, task, floating.program, progress)
+    verdicts = [exam.capture(floating.program)]
     progress.stage("quantise", recipe.name)
-    quantised = run_passes(floating.program, pipeline.quantise(recipe.format))
-    if recipe.format is not None:
-        verdicts.append(check_program_weights(quantised.program, floating.program.weights))
-    shared = _with_program(shared, quantised.program)
+    quantised = Outcome(floating.program)
+    if format is not None:
+        quantised = quantise(floating.program, format, how, source, workdir / "quantised", progress)
+        if request.verify:
+            verdicts.append(check_program_weights(quantised.program, floating.program.weights, how == "nearest"))
+    program = replace(quantised.program, weights=quantised.program.weights.memoised(_MEMORY))
+    bits = format.bits if format else 0
+    shared = _Shared(request, Recipe(recipe.name, bits), program, source, exam)
     results = tuple(_target(shared, target, progress, workdir) for target in targets)
     return Compiled(
         request=request,
@@ -98,22 +116,20 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
     )
 
 
-def _reference(
-    request: Request, recipe: RecipeSpec, source: Source, task: Task, program: Program
-) -> tuple[_Shared, list[Verdict]]:
+def _exam(
+    request: Request, recipe: RecipeSpec, source: Source, task: Task, program: Program, progress: Progress
+) -> Exam:
+    if not request.verify:
+        return NoExam()
+    progress.stage("reference", "the original model, run by transformers")
     longest = _longest(program)
-    samples = task.samples(source.folder, source.config, longest)
-    pad = int(getattr(source.config, "pad_token_id", 0) or 0)
+    samples = task.samples(source.tokenizer_files, source.config, longest)
     model = source.reference()
-    names = [p.name for p in program.outputs]
-    if program.axes:
-        cases = batches(samples, program.inputs, pad)
-        edges = edge_cases(samples, program.inputs, pad, longest)
-    else:
-        cases = fixed_cases(samples, program.inputs, pad, limit=16)
-        edges = cases
-    verdict = check_capture(program, model, edges, eager(model, edges, names), request.gates.capture)
-    return _Shared(request, recipe, task, program, samples, pad, model, cases, eager(model, cases, names)), [verdict]
+    if task.metric == "tokens":
+        text = samples[0][TOKENS][:, :_TEXT]
+        return DecoderExam.of(model, text, longest, recipe, request.gates)
+    pad = int(getattr(source.config, "pad_token_id", 0) or 0)
+    return EncoderExam(samples, pad, longest, model, recipe, request.gates, task.metric)
 
 
 def _longest(program: Program) -> int:
@@ -122,19 +138,24 @@ def _longest(program: Program) -> int:
     return next((int(p.shape[1]) for p in program.inputs if p.name == "input_ids"), 0)
 
 
-def _with_program(shared: _Shared, program: Program) -> _Shared:
-    return replace(shared, program=replace(program, weights=program.weights.memoised(_MEMORY)))
-
-
 def _target(shared: _Shared, target: Target, progress: Progress, workdir: Path) -> TargetResult:
-    request, recipe = shared.request, shared.recipe.for_target
+    request, recipe = shared.request, shared.recipe
     numerics = target.numerics(recipe)
     sizes = _sizes(shared, target)
     progress.stage(f"lower {target.name}", "fixed shapes" if sizes else "dynamic shapes")
-    yardstick = run_passes(shared.program, pipeline.yardstick(numerics.weights, numerics.activations)).program
+    full = run_passes(shared.program, pipeline.yardstick(numerics.weights, numerics.activations)).program
+    if shared.program.states and numerics.compute == torch.float16:
+        full = run_passes(full, pipeline.annotate(audit(full, opening(shared.source, full)))).program
+    yardstick = full if request.logits == "all" else run_passes(full, pipeline.last_token()).program
     folder = workdir / target.name
     folder.mkdir(parents=True)
     try:
+        if shared.program.states and not target.capabilities.caches:
+            raise PlanishError(
+                f"{target.name} does not take language models yet",
+                "a program with a key/value cache",
+                f"targets that do: {', '.join(n for n, t in registry.targets().items() if t.capabilities.caches)}",
+            )
         if recipe.bits and recipe.bits not in target.capabilities.bits:
             raise PlanishError(
                 f"{target.name} cannot encode {recipe.bits}-bit weights",
@@ -148,13 +169,29 @@ def _target(shared: _Shared, target: Target, progress: Progress, workdir: Path) 
     except PlanishError as refusal:
         reason = f"{refusal.what} ({refusal.where}); {refusal.hint}"
         return TargetResult(target.name, None, (Failed("lower", Evidence.STRUCTURAL, reason),))
+    if shared.program.states:
+        add_generation_files(artifact, shared.source, shared.program)
     progress.stage(f"verify {target.name}")
-    verdicts = [_quality(shared, yardstick, (numerics.weights, numerics.activations))]
-    if recipe.bits:
+    verdicts = [_quality(shared, full, (numerics.weights, numerics.activations))]
+    if recipe.bits and request.verify:
         verdicts.append(check_artifact_weights(shared.program, target.read_weights(artifact)))
+    if request.verify:
+        verdicts.append(check_attributes(target, artifact, outcome.program, numerics))
     placement = target.placement(artifact)
     verdicts.append(_check_placement(placement, request.gates.placement))
-    cases = _cases(shared, outcome.program)
+    base = TargetResult(
+        target.name,
+        artifact,
+        tuple(verdicts),
+        placement,
+        shapes={p.name: p.shape for p in outcome.program.inputs},
+        axes=outcome.program.axes,
+        steps=outcome.steps,
+    )
+    if not request.verify:
+        return replace(base, verdicts=(*verdicts, NotRun("lowering", OFF)))
+    cases = shared.exam.cases(full, outcome.program, artifact)
+    execution = Execution(request.threads, request.timeout, request.runner)
     lowered = check_lowering(
         target,
         artifact,
@@ -163,28 +200,25 @@ def _target(shared: _Shared, target: Target, progress: Progress, workdir: Path) 
         cases,
         recipe=recipe,
         numerics=numerics,
-        execution=Execution(request.threads, request.timeout, request.runner),
+        execution=execution,
         multiple=request.gates.lowering,
     )
-    verdicts.append(lowered.verdict)
-    return TargetResult(
-        target.name,
-        artifact,
-        tuple(verdicts),
-        placement,
-        lowered.latency,
-        lowered.device,
-        {p.name: p.shape for p in outcome.program.inputs},
-        outcome.program.axes,
-        outcome.steps,
-        {c.name: c.inputs for c in cases},
-        lowered.truth,
+    more = shared.exam.running(target, artifact, full, execution, numerics.compute)
+    return replace(
+        base,
+        verdicts=(*verdicts, lowered.verdict, *more),
+        latency=lowered.latency,
+        latency_device=lowered.device,
+        golden_inputs={c.name: c.inputs for c in cases},
+        golden_outputs=lowered.truth,
     )
 
 
 def _sizes(shared: _Shared, target: Target) -> dict[str, int] | None:
     """Fixed sizes for a target, or None where its shapes stay dynamic."""
     request, can = shared.request, target.capabilities
+    if shared.program.states:
+        return None  # lengths grow from call to call
     if request.dynamic and not can.dynamic_shapes:
         raise PlanishError(
             f"{target.name} takes fixed shapes only", "--dynamic", "leave --dynamic out, or drop this target"
@@ -199,25 +233,10 @@ def _sizes(shared: _Shared, target: Target) -> dict[str, int] | None:
     return {axis: wanted[axis] for axis in axes}
 
 
-def _cases(shared: _Shared, form: Program) -> list[Case]:
-    if form.axes:
-        return edge_cases(shared.samples, form.inputs, shared.pad, form.axes.get("sequence", (0, 0))[1])
-    return fixed_cases(shared.samples, form.inputs, shared.pad)
-
-
 def _quality(shared: _Shared, yardstick: Program, key: tuple[torch.dtype, str]) -> Verdict:
     # Targets with the same numerics share one yardstick, hence one answer.
     if key not in shared.quality:
-        gates = shared.request.gates
-        shared.quality[key] = check_quality(
-            yardstick,
-            shared.model,
-            shared.cases,
-            shared.truth,
-            metric=shared.task.metric,
-            cosine=shared.recipe.cosine if gates.cosine is None else gates.cosine,
-            agree=shared.recipe.agreement if gates.agreement is None else gates.agreement,
-        )
+        shared.quality[key] = shared.exam.quality(yardstick)
     return shared.quality[key]
 
 
@@ -235,13 +254,22 @@ def _check_placement(placement: Placement, limit: float | None) -> Verdict:
 
 
 def _bytes(before: Program, after: Program) -> tuple[TensorBytes, ...]:
-    rows = []
-    quantised = {n.removesuffix(VALUES) for n in after.weights if n.endswith(VALUES)}
+    names, rows = after.weight_names(), []
+    widths = {
+        names[n.args[1].name].removesuffix(VALUES): int(n.args[5] if is_op(n, "planish.linear_q") else n.args[4])
+        for n in after.graph.nodes
+        if is_op(n, "planish.linear_q", "planish.embedding_q")
+    }
     for name in before.weights:
         spec = before.weights.spec(name)
-        if name in quantised:
-            size = after.weights.spec(name + VALUES).nbytes + after.weights.spec(name + SCALES).nbytes
-            rows.append(TensorBytes(name, spec.nbytes, size, "int8 per channel"))
-        else:
-            rows.append(TensorBytes(name, spec.nbytes, spec.nbytes, str(spec.dtype).removeprefix("torch.")))
+        kept = TensorBytes(name, spec.nbytes, spec.nbytes, str(spec.dtype).removeprefix("torch."))
+        rows.append(_quantised_bytes(after, name, widths[name], spec.nbytes) if name in widths else kept)
     return tuple(rows)
+
+
+def _quantised_bytes(program: Program, name: str, bits: int, before: int) -> TensorBytes:
+    values, scales = (program.weights.spec(name + part) for part in (VALUES, SCALES))
+    zeros = program.weights.spec(name + ZEROS).nbytes * bits // 8 if name + ZEROS in program.weights else 0
+    groups = scales.shape[1]
+    format = f"int{bits} per channel" if groups == 1 else f"int{bits} per {values.shape[1] // groups}"
+    return TensorBytes(name, before, values.nbytes * bits // 8 + scales.nbytes + zeros, format)

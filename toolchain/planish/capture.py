@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from planish import hooks
-from planish.meta import build_on_meta, to_cpu
-from planish.tasks.base import Axis, Input, Task
+from planish.expectations import count_calls, with_expectations
+from planish.meta import build_without_weights
+from planish.tasks.base import Axis, Call, Task
+from planish.untraceable import first_line, untraceable
 from planish_passes.errors import PlanishError
-from planish_passes.program import Port, Program, module_path, op_name
+from planish_passes.program import Port, Program, module_path, op_name, writes
 from planish_passes.weights import WeightStore
 
-_COUNTED: dict[type[nn.Module], str] = {
-    nn.Linear: "aten.linear",
-    nn.LayerNorm: "aten.layer_norm",
-    nn.Embedding: "aten.embedding",
-}
+_EXAMPLES = {"batch": 3, "past": 11}  # of a dimension; another value for each keeps their symbols apart
+_PLAIN = "eager"  # transformers' name of attention that is written out
 
 
 @dataclass(frozen=True)
@@ -35,141 +36,172 @@ class Captured:
     notes: tuple[str, ...]
 
 
-class _Step(nn.Module):
-    """The traced call: named inputs in, the task's outputs out."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str], outputs: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.names, self.outputs = model, tuple(names), tuple(outputs)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        result = self.model(**dict(zip(self.names, tensors, strict=True)), return_dict=True)
-        return tuple(result[o] for o in self.outputs if result.get(o) is not None)
-
-
-def capture(
-    model_class: Any, config: Any, task: Task, weights: Callable[[nn.Module], WeightStore], *, name: str = "encode"
-) -> Captured:
-    """Trace the model once, with symbolic batch and sequence.
+def capture(model_class: Any, config: Any, task: Task, weights: Callable[[nn.Module], WeightStore]) -> Captured:
+    """Trace the model once, with symbolic dimensions.
 
     Args:
         model_class: an Auto class or model class of transformers.
         config: its config.
         task: decides inputs and outputs.
-        weights: maps the meta model to its weights (`Source.weights`).
-        name: name of the entry point.
+        weights: maps the model without weights to its weights (`Source.weights`).
 
     Raises:
         PlanishError: the model cannot be traced; names the cause.
     """
     notes: list[str] = []
-    for attention in (hooks.IMPLEMENTATION, "eager"):
-        try:
-            model = build_on_meta(model_class, config, attention)
-        except (KeyError, ValueError) as problem:
-            if attention == "eager":
-                raise
-            notes.append(f"attention is not hooked ({problem}); captured with plain attention")
-            continue
-        inputs = task.inputs(config, model)
-        calls: list[tuple[str, str]] = []
-        try:
-            with _count_calls(model, calls):
-                exported = _export(model, inputs, task, notes)
-        except hooks.Unhooked as problem:
-            notes.append(f"{problem}; captured with plain attention")
-            continue
-        exported = to_cpu(exported)
-        found = Counter(op_name(n) for n in exported.graph.nodes if n.op == "call_function")["planish.attention"]
-        predicted = int(getattr(config, "num_hidden_layers", 0) or 0)
-        softmaxes = Counter(op_name(n) for n in exported.graph.nodes if n.op == "call_function")["aten.softmax"]
-        if attention == hooks.IMPLEMENTATION and predicted and found != predicted and softmaxes:
-            notes.append(f"attention hook saw {found} of {predicted} layers; captured with plain attention")
-            continue
-        break
-    program = _program(name, exported, model, weights, inputs, task)
-    return Captured(_with_expectations(program, calls, found), tuple(notes))
-
-
-@contextmanager
-def _count_calls(model: nn.Module, calls: list[tuple[str, str]]) -> Iterator[None]:
-    handles = []
-    for path, module in model.named_modules():
-        op = next((o for kind, o in _COUNTED.items() if isinstance(module, kind)), None)
-        if op is not None:
-            handles.append(module.register_forward_pre_hook(_Recorder(path, op, calls)))
     try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        traced = _trace(model_class, config, task, hooks.IMPLEMENTATION)
+    except PlanishError as problem:
+        if not isinstance(problem.__cause__, Exception):
+            raise  # refused for what it is, not for what happened on the way
+        try:
+            traced = _trace(model_class, config, task, _PLAIN)
+        except PlanishError:
+            raise problem from problem.__cause__
+        notes.append(f"{problem.what}; captured with plain attention")
+    except hooks.Unhooked as problem:
+        notes.append(f"{problem}; captured with plain attention")
+        traced = _trace(model_class, config, task, _PLAIN)
+    program = _program(task.entry, traced.exported, traced.call, weights)
+    program = with_expectations(program, traced.calls, traced.found["planish.attention"])
+    return Captured(program, (*notes, *traced.notes))
 
 
 @dataclass(frozen=True)
-class _Recorder:
-    path: str
-    op: str
+class _Traced:
+    """A trace, what was traced, (module, operator) calls on the way, and how often each operator was found."""
+
+    exported: ExportedProgram
+    call: Call
     calls: list[tuple[str, str]]
+    found: Counter[str]
+    notes: list[str]
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        self.calls.append((self.path, self.op))
+
+def _trace(model_class: Any, config: Any, task: Task, attention: str) -> _Traced:
+    """One attempt with an attention implementation.
+
+    Raises:
+        hooks.Unhooked: the attention is not, or not only, what the hook carries.
+        PlanishError: the model is refused, or (with a cause) its own code stopped.
+    """
+    name, calls, notes = getattr(model_class, "__name__", str(model_class)), list[tuple[str, str]](), list[str]()
+    try:
+        try:
+            model = build_without_weights(model_class, config, attention)
+        except (KeyError, ValueError) as problem:
+            if attention == _PLAIN:
+                raise
+            raise hooks.Unhooked(f"attention is not hooked ({problem})") from problem
+        name = type(model).__name__
+        call = task.call(config, model)
+        with count_calls(model, calls):
+            exported = _export(call, notes)
+    except (hooks.Unhooked, PlanishError):
+        raise
+    except Exception as problem:  # model code raises whatever it likes; the cause is kept and named
+        raise untraceable(name, problem) from problem
+    _stateless(exported, name)
+    found = Counter(op_name(n) for n in exported.graph.nodes if n.op == "call_function")
+    bypassed = _bypassed(exported, found, call, config) if attention == hooks.IMPLEMENTATION else None
+    if bypassed is not None:
+        raise hooks.Unhooked(bypassed)
+    return _Traced(exported, call, calls, found, notes)
 
 
-def _export(model: nn.Module, inputs: Sequence[Input], task: Task, notes: list[str]) -> ExportedProgram:
+def _stateless(exported: ExportedProgram, name: str) -> None:
+    """Refuse a forward that changes one of its own buffers: a program has no state but its cache."""
+    kept = {s.arg.name: s.target for s in exported.graph_signature.input_specs if s.target is not None}
+    for node in exported.graph.nodes:
+        if node.op != "call_function" or not writes(node):
+            continue
+        changed = node.args[0]
+        while isinstance(changed, fx.Node) and _is_view(changed):
+            changed = changed.args[0]
+        if isinstance(changed, fx.Node) and changed.name in kept:
+            raise PlanishError(
+                f"{name} changes {kept[changed.name]} while it runs",
+                module_path(node).removeprefix("model.") or "its forward",
+                "a model must keep nothing but keys and values between calls (rope of type 'longrope' does)",
+            )
+
+
+def _is_view(node: fx.Node) -> bool:
+    if op_name(node) == "getitem":
+        return True
+    returns = node.target._schema.returns if isinstance(node.target, torch._ops.OpOverload) else ()
+    return any(r.alias_info is not None for r in returns)
+
+
+def _bypassed(exported: ExportedProgram, found: Counter[str], call: Call, config: Any) -> str | None:
+    """How the model goes past the attention hook, or None. Half a hook is worse than none: masks would be lost."""
+    attention = found["planish.attention"]
+    if call.states:
+        predicted = len(call.states) // 2
+        for node in exported.graph.nodes:
+            if node.op == "call_function" and op_name(node) == "planish.causal_mask":
+                others = [u for u in node.users if u.op != "call_function" or op_name(u) != "planish.attention"]
+                if others:
+                    return f"the causal mask is also used by {', '.join(sorted(op_name(u) for u in others))}"
+        return f"attention hook saw {attention} of {predicted} layers" if attention < predicted else None
+    predicted = int(getattr(config, "num_hidden_layers", 0) or 0)
+    if predicted and attention != predicted and found["aten.softmax"]:
+        return f"attention hook saw {attention} of {predicted} layers"
+    return None
+
+
+def _export(call: Call, notes: list[str]) -> ExportedProgram:
+    step, inputs = call.step.eval(), call.inputs
+    tensors = tuple(torch.zeros([_example(d) for d in i.shape], dtype=i.dtype) for i in inputs)
+    # A table of positions that is sliced by past + sequence bounds their sum; no range up to the bound fits that.
+    room = 2 if call.states else 0
+    axes = {d.name: Dim(d.name, min=d.low, max=d.high - room) for i in inputs for d in i.shape if isinstance(d, Axis)}
+    dynamic = tuple({k: axes[d.name] for k, d in enumerate(i.shape) if isinstance(d, Axis)} for i in inputs)
+    try:
+        return _exported(step, tensors, dynamic)
+    except hooks.Unhooked:
+        raise
+    except Exception as problem:  # torch.export raises many unrelated types
+        if call.states:
+            raise
+        exported = _exported(step, tensors, None)  # what stops here too is the better reason
+        notes.append(f"shapes are fixed: dynamic ones were refused by torch.export ({first_line(problem)})")
+        return exported
+
+
+def _exported(step: nn.Module, tensors: tuple[Tensor, ...], shapes: tuple[Any, ...] | None) -> ExportedProgram:
     from transformers.exporters import exporter_dynamo  # noqa: F401  (registers the patches)
     from transformers.exporters.utils import apply_patches
 
-    step = _Step(model, [i.name for i in inputs], task.outputs).eval()
-    tensors = tuple(torch.zeros([_example(d) for d in i.shape], dtype=i.dtype, device="meta") for i in inputs)
-    axes = {d.name: Dim(d.name, min=d.low, max=d.high) for i in inputs for d in i.shape if isinstance(d, Axis)}
-    dynamic = tuple({k: axes[d.name] for k, d in enumerate(i.shape) if isinstance(d, Axis)} for i in inputs)
-    first: Exception | None = None
-    problem: Exception | None = None
-    for shapes in (dynamic, None):
-        try:
-            with torch.no_grad(), apply_patches("dynamo"):
-                exported = torch.export.export(
-                    step,
-                    tensors,
-                    dynamic_shapes=None if shapes is None else {"tensors": shapes},
-                    strict=False,
-                    prefer_deferred_runtime_asserts_over_guards=True,
-                )
-        except hooks.Unhooked:
-            raise
-        except Exception as caught:  # torch.export raises many unrelated types; the cause is kept and named
-            first, problem = problem or caught, caught
-            continue
-        if shapes is None:
-            notes.append(f"shapes are fixed: dynamic ones were refused by torch.export ({_first_line(first)})")
-        return exported
-    raise PlanishError(
-        f"{type(model).__name__} cannot be traced: {_first_line(problem)}",
-        "torch.export",
-        "try a newer transformers; if its own exporter fails too, the architecture is not traceable",
-    ) from problem
+    with torch.no_grad(), apply_patches("dynamo"):
+        return torch.export.export(
+            step,
+            tensors,
+            dynamic_shapes=None if shapes is None else _by_parameter(step, shapes),
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
 
 
-def _first_line(problem: BaseException | None) -> str:
-    text = str(problem).strip().splitlines()
-    return f"{type(problem).__name__}: {text[0] if text else ''}"
+def _by_parameter(step: nn.Module, shapes: tuple[Any, ...]) -> dict[str, Any]:
+    """torch.export wants dynamic shapes by the names of parameters, those of a starred one together."""
+    named: dict[str, Any] = {}
+    for position, parameter in enumerate(inspect.signature(step.forward).parameters.values()):
+        starred = parameter.kind is inspect.Parameter.VAR_POSITIONAL
+        named[parameter.name] = shapes[position:] if starred else shapes[position]
+    return named
 
 
 def _example(dimension: int | Axis) -> int:
     if isinstance(dimension, int):
         return dimension
-    # 0 and 1 are special to torch.export; another value for each axis keeps their symbols apart.
-    return min(3 if dimension.name == "batch" else 16, dimension.high)
+    # 0 and 1 are special to torch.export.
+    return min(_EXAMPLES.get(dimension.name, 16), dimension.high)
 
 
-def _program(
-    name: str,
-    exported: ExportedProgram,
-    model: nn.Module,
-    weights: Callable[[nn.Module], WeightStore],
-    inputs: Sequence[Input],
-    task: Task,
-) -> Program:
+def _program(name: str, exported: ExportedProgram, call: Call, weights: Callable[[nn.Module], WeightStore]) -> Program:
+    model, inputs = call.step.model, call.inputs
+    assert isinstance(model, nn.Module)
     store = _bind(exported, model, weights(model))
     ports = tuple(Port(i.name, i.dtype, tuple(d if isinstance(d, int) else d.name for d in i.shape)) for i in inputs)
     for node in exported.graph.nodes:
@@ -177,15 +209,16 @@ def _program(
     symbols = _symbols(exported, ports)
     returned = exported.graph.output_node().args[0]
     outputs = tuple(
-        Port(
-            o,
-            n.meta["val"].dtype,
-            tuple(symbols.get(str(d), str(d)) if not isinstance(d, int) else d for d in n.meta["val"].shape),
-        )
-        for o, n in zip(task.outputs, returned, strict=False)
+        Port(o, n.meta["val"].dtype, tuple(_dimension(d, symbols) for d in n.meta["val"].shape))
+        for o, n in zip(call.outputs, returned, strict=False)
     )
     axes = {d.name: (d.low, d.high) for i in inputs for d in i.shape if isinstance(d, Axis)}
-    return Program(name, exported, store, ports, outputs, axes=axes if symbols else {})
+    return Program(name, exported, store, ports, outputs, axes=axes if symbols else {}, states=call.states)
+
+
+def _dimension(size: Any, symbols: Mapping[str, str]) -> int | str:
+    """A number, or an expression in the names of axes ("past + sequence")."""
+    return size if isinstance(size, int) else re.sub(r"\w+", lambda m: symbols.get(m[0], m[0]), str(size))
 
 
 def _bind(exported: ExportedProgram, model: nn.Module, store: WeightStore) -> WeightStore:
@@ -215,26 +248,11 @@ def _symbols(exported: ExportedProgram, ports: Sequence[Port]) -> dict[str, str]
 
 
 def _constant(value: Any, name: str, model: nn.Module) -> Tensor:
-    if isinstance(value, Tensor) and not hasattr(value, "fake_mode") and value.device.type != "meta":
-        return value.detach().clone()
-    value = dict(model.named_buffers()).get(name)
-    if value is not None and value.device.type != "meta":
-        return value.detach().clone()
+    for found in (value, dict(model.named_buffers()).get(name)):
+        if isinstance(found, Tensor) and not isinstance(found, FakeTensor) and not found.is_meta:
+            return found.detach().clone()
     raise PlanishError(
         f"constant {name!r} has no value: it was made while tracing and is in no checkpoint",
         type(model).__name__,
         "report the model class; a constant whose value is lost must not be guessed",
     )
-
-
-def _with_expectations(program: Program, calls: list[tuple[str, str]], attention: int) -> Program:
-    from dataclasses import replace
-
-    from planish_passes.program import finish
-
-    program = finish(program)
-    live = {module_path(n) for n in program.graph.nodes if n.op == "call_function"}
-    expects = Counter(op for path, op in calls if path in live)
-    if attention:
-        expects["planish.attention"] = attention
-    return replace(program, expects=dict(expects))

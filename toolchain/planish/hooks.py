@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -10,17 +12,35 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
-import planish_passes.ops  # noqa: F401  (registers the operators)
+import planish_passes.decoder_ops
+import planish_passes.ops  # noqa: F401  (both register operators)
+from planish.masks import understand
 
 IMPLEMENTATION = "planish"
 
-# Keyword arguments of attention calls that change nothing in inference on one device.
+_slots: ContextVar[Tensor | None] = ContextVar("slots", default=None)
+
+
+@contextmanager
+def cache_slots(slots: Tensor) -> Iterator[None]:
+    """While a call with a cache is traced: int64 [B, Q], the place of each new token in the cache."""
+    token = _slots.set(slots)
+    try:
+        yield
+    finally:
+        _slots.reset(token)
+
+
+# Keyword arguments of attention calls that change nothing in inference on one device; what a window hides is in the
+# mask already. Boundaries of packed texts (cu_seq_lens_q), chosen keys (indices) and the like are not among them.
 _HARMLESS = frozenset(
     [
         "dropout",
         "is_causal",
         "output_attentions",
         "output_hidden_states",
+        "output_router_logits",
+        "num_items_in_batch",
         "return_dict",
         "deterministic",
         "sliding_window",
@@ -28,10 +48,6 @@ _HARMLESS = frozenset(
         "training",
         "layer_idx",
         "position_ids",
-        "cu_seq_lens_q",
-        "cu_seq_lens_k",
-        "max_length_q",
-        "max_length_k",
     ]
 )
 
@@ -73,9 +89,16 @@ def mask_hook(
     attention_mask: Tensor | None = None,
     **rest: Any,
 ) -> Tensor | None:
-    """Padding alone stays [B, 1, 1, K]; every other mask is built by transformers' own `sdpa_mask`."""
+    """Padding alone stays [B, 1, 1, K], a causal mask over a cache is one `planish::causal_mask`; every other mask is
+    built by transformers' own `sdpa_mask`."""
     if mask_function is bidirectional_mask_function:
         return None if attention_mask is None else attention_mask[:, None, None, :].to(torch.bool)
+    slots = _slots.get()
+    if slots is not None and attention_mask is None:
+        causal = understand(mask_function)
+        if causal is not None:
+            mask: Tensor = torch.ops.planish.causal_mask(slots, kv_length, causal.window, causal.chunk)
+            return mask
     rest = {**rest, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return sdpa_mask(
         batch_size=batch_size,

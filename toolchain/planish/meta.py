@@ -1,34 +1,52 @@
-"""Models without weights: built on the meta device, and programs brought back from there."""
+"""Models without weights: every parameter has a shape and no value, every buffer outside the checkpoint its own."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from planish import hooks
 from planish_passes.errors import PlanishError
 
+# Experts as gathered matrices and one batched product: the form of transformers that torch.export can trace.
+_EXPERTS = "batched_mm"
 
-def build_on_meta(model_class: Any, config: Any, attention: str) -> nn.Module:
-    """The model without weights; buffers that no checkpoint holds have their real values.
+
+def build_without_weights(model_class: Any, config: Any, attention: str) -> nn.Module:
+    """The model with fake parameters on cpu; buffers that no checkpoint holds have their real values.
+
+    Fake, not meta: what a forward makes on the way (indices, masks, slopes) is real then and can be kept.
 
     Raises:
         KeyError, ValueError: the class does not know this attention implementation.
+        PlanishError: a buffer is in no checkpoint and is not rebuilt.
     """
     hooks.register()
+    build = getattr(model_class, "from_config", None) or model_class._from_config
     with torch.device("meta"):
-        build = getattr(model_class, "from_config", None)
-        model = (
-            build(config, attn_implementation=attention)
-            if build
-            else model_class._from_config(config, attn_implementation=attention)
-        )
+        model = build(copy.deepcopy(config), attn_implementation=attention, experts_implementation=_EXPERTS)
     model = model.to(torch.float32).eval()
+    for module in model.modules():
+        if hasattr(module, "warn_if_padding_and_no_attention_mask"):
+            module.warn_if_padding_and_no_attention_mask = _say_nothing  # it reads token ids, which have no values here
     _rebuild_buffers(model)
-    return model
+    _fake_weights(model)
+    return model  # type: ignore[no-any-return]
+
+
+def fake_mode(model: nn.Module) -> FakeTensorMode:
+    """What the parameters of the model live in: a call inside of it computes shapes only."""
+    found: FakeTensorMode = next(p.fake_mode for p in model.parameters() if hasattr(p, "fake_mode"))
+    return found
+
+
+def _say_nothing(*_: Any) -> None:
+    return None
 
 
 def _rebuild_buffers(model: nn.Module) -> None:
@@ -60,25 +78,22 @@ def _poison(dtype: torch.dtype) -> float | int | bool:
     return 1.7014e38 if dtype.is_floating_point else 113
 
 
-def to_cpu(exported: ExportedProgram) -> ExportedProgram:
-    """Rewrite every device from meta to cpu, in values and arguments."""
+def _fake_weights(model: nn.Module) -> None:
+    shapes = ShapeEnv(tracked_fakes=[], prefer_deferred_runtime_asserts_over_guards=True, trace_asserts=True)
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, export=True)
+    made: dict[int, Tensor] = {}  # tied weights stay one
 
-    def move(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.device.type == "meta":
-            with value.fake_mode:
-                return value.to("cpu")
-        return value
+    def fake(old: Tensor) -> Tensor:
+        if id(old) not in made:
+            with mode:
+                new = torch.empty(old.shape, dtype=old.dtype)
+            made[id(old)] = nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new
+        return made[id(old)]
 
-    modules = [m for m in exported.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-    for module in modules:
-        for node in module.graph.nodes:
-            if "val" in node.meta:
-                node.meta["val"] = torch.fx.node.map_aggregate(node.meta["val"], move)
-            node.args = torch.fx.node.map_aggregate(node.args, _cpu_device)
-            node.kwargs = torch.fx.node.map_aggregate(node.kwargs, _cpu_device)
-        module.recompile()
-    return exported
-
-
-def _cpu_device(value: Any) -> Any:
-    return torch.device("cpu") if isinstance(value, torch.device) and value.type == "meta" else value
+    originals = [*model.parameters(), *model.buffers()]  # held, so that no id is used twice
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, value in held.items():
+                if value is not None and value.is_meta:
+                    held[name] = fake(value)  # type: ignore[assignment]
+    del originals

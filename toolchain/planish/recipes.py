@@ -18,16 +18,26 @@ class RecipeSpec:
     Args:
         name: what users write after --recipe.
         summary: one line for --help.
-        format: format of quantised weights; None = none are quantised.
+        format: format of quantised weights of encoders; None = none are quantised.
+        decoder: the same of language models.
         cosine: smallest cosine similarity to the original model that passes (the quality gate).
         agreement: smallest share of equal argmax decisions that passes, for tasks that decide (0..1).
+        divergence: largest mean KL divergence of next-token distributions that passes, in nats.
+        token_agreement: smallest share of equal most probable next tokens that passes (0..1).
     """
 
     name: str
     summary: str
     format: WeightFormat | None
+    decoder: WeightFormat | None
     cosine: float
     agreement: float
+    divergence: float
+    token_agreement: float
+
+    def weights(self, metric: str) -> WeightFormat | None:
+        """Format of quantised weights of a task with this metric (`Task.metric`)."""
+        return self.decoder if metric == "tokens" else self.format
 
     @property
     def for_target(self) -> Recipe:
@@ -35,12 +45,30 @@ class RecipeSpec:
         return Recipe(self.name, self.format.bits if self.format else 0)
 
 
+_GROUPS = WeightFormat(4, 64, symmetric=False)
 RECIPES: Mapping[str, RecipeSpec] = {
     r.name: r
     for r in (
-        RecipeSpec("float", "no quantisation; float16 where the target wants it", None, 0.9999, 0.99),
+        RecipeSpec("float", "no quantisation; float16 where the target wants it", None, None, 0.9999, 0.99, 1e-3, 0.98),
         RecipeSpec(
-            "int8", "8-bit weights, one scale per output channel (linears, embeddings)", WeightFormat(8), 0.99, 0.9
+            "int8",
+            "8-bit weights, one scale per output channel (language models: per 32 weights); linears, embeddings",
+            WeightFormat(8),
+            WeightFormat(8, 32),
+            0.99,
+            0.9,
+            0.02,
+            0.9,
+        ),
+        RecipeSpec(
+            "int4",
+            "4-bit weights in groups of 64 with zero points; linears, embeddings",
+            _GROUPS,
+            _GROUPS,
+            0.8,
+            0.5,
+            0.6,
+            0.5,
         ),
     )
 }

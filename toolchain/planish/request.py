@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +20,9 @@ class Gates(BaseModel):
         default=None, ge=-1, le=1, description="smallest cosine similarity to the original model"
     )
     agreement: float | None = Field(default=None, ge=0, le=1, description="smallest share of equal argmax decisions")
+    divergence: float | None = Field(
+        default=None, ge=0, description="largest mean KL divergence of next-token distributions, in nats"
+    )
     capture: float | None = Field(default=None, gt=0, description="largest relative error of the traced float program")
     lowering: float | None = Field(
         default=None, gt=0, description="largest error of an artifact, in multiples of rounding noise"
@@ -34,6 +38,13 @@ class Request(BaseModel):
     model: str = Field(min_length=1, description="model folder, hub id, or .gguf file")
     targets: tuple[str, ...] = Field(min_length=1, description="targets to compile for")
     recipe: str = Field(default="float", description="quantisation recipe")
+    group: Literal[0, 16, 32, 64, 128] | None = Field(
+        default=None, description="weights that share a scale (0 = a whole row; default: the recipe's)"
+    )
+    symmetric: bool | None = Field(default=None, description="no zero points (default: the recipe's choice)")
+    rounding: Literal["auto", "nearest", "search", "calibrated"] = Field(
+        default="auto", description="how integers are found; auto: the best that the size of the model allows"
+    )
     output: Path | None = Field(default=None, description="bundle to write (default: NAME-RECIPE.planish)")
     task: str | None = Field(default=None, description="task; inferred from the model when left out")
     revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
@@ -44,6 +55,12 @@ class Request(BaseModel):
         default=None, description="keep shapes dynamic, where the target can (default: its own choice)"
     )
     trust_remote_code: bool = Field(default=False, description="run model code that the checkpoint brings along")
+    logits: Literal["last", "all"] = Field(
+        default="last", description="language models: logits of the last position of a call, or of all"
+    )
+    verify: bool | None = Field(
+        default=None, description="check every artifact (default: yes, for models of up to 2 billion weights)"
+    )
     keep_failed: bool = Field(default=False, description="write the bundle even when a gate failed")
     threads: int = Field(default=1, ge=1, le=256, description="threads of the runtimes while verifying")
     timeout: float = Field(default=600.0, gt=0, le=_LONGEST_TIMEOUT, description="seconds until a runner is stopped")

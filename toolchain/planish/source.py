@@ -85,6 +85,11 @@ class Source:
     checkpoint: Checkpoint = field(repr=False, compare=False)
     trust_remote_code: bool = False
 
+    @property
+    def tokenizer_files(self) -> Path:
+        """Where the tokenizer is: the folder, or the GGUF file."""
+        return self.files[0].path if self.kind == "gguf" else self.folder
+
     def model_class(self) -> Any:
         """The AutoModel… class of the task, with `from_config` and `from_pretrained`."""
         return auto_class(self.task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
 from planish_targets.contract import (
     Artifact,
+    Attribute,
     Capabilities,
     Evidence,
     Numerics,
@@ -84,6 +85,14 @@ class CoreMLTarget:
         from planish_targets.coreml.weights import read_weights
 
         return read_weights(artifact)
+
+    def read_attributes(self, artifact: Artifact) -> Mapping[str, Sequence[Attribute]]:
+        """Epsilons of the saved package."""
+        from planish_targets.coreml.attributes import read
+
+        modules = artifact.options.get("modules", {})
+        assert isinstance(modules, Mapping)
+        return {artifact.entry: read(artifact.path, modules)}
 
     def inspect(self, path: Path) -> Mapping[str, object] | None:
         """Operations, dtypes and ports of a .mlpackage."""

@@ -20,6 +20,7 @@ _MS = "com.microsoft"
 _NORMS = frozenset(
     {"LayerNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}
 )
+_IGNORED = frozenset({"softcap", "local_window_size", "smooth_softmax", "kv_cache_bit_width", "k_quant_type"})
 _LOOPS = frozenset({"Loop", "Scan"})
 
 
@@ -181,6 +182,10 @@ def _group_query_attention(context: Context, node: NodeProto) -> Iterator[Findin
     if graph.attributes(node).get("do_rotary", 0):
         reason = "do_rotary=1 computes wrong values from position 1 on; rotate with RotaryEmbedding nodes before it."
         yield Finding("DML013-gqa-rotary", "refused", reason)
+    if ignored := sorted(_IGNORED & {name for name, value in graph.attributes(node).items() if _acts(name, value)}):
+        # Source: DmlOperatorGroupQueryAttention.cpp reads num_heads, kv_num_heads and scale.
+        reason = f"The kernel ignores {', '.join(ignored)}: other values than the operator defines, without a message."
+        yield Finding("DML018-gqa-ignored", "refused", reason)
     if 1 not in given or 2 not in given:
         reason = "Query, key and value are packed; only separate projections are known to work."
         yield Finding("DML009-packed-qkv", "unknown", reason)
@@ -190,6 +195,10 @@ def _group_query_attention(context: Context, node: NodeProto) -> Iterator[Findin
     if len(node.output) > 3 and node.output[3]:
         reason = "The fourth output is newer than anything that was tried on DirectML."
         yield Finding("DML005-gqa-inputs", "unknown", reason, placement_in_doubt=True)
+
+
+def _acts(name: str, value: Any) -> bool:
+    return bool(value != -1 if name == "local_window_size" else value)
 
 
 def _matmul_nbits(context: Context, node: NodeProto) -> Iterator[Finding]:
@@ -204,6 +213,9 @@ def _matmul_nbits(context: Context, node: NodeProto) -> Iterator[Finding]:
     if block and values.get("K", 0) % block:
         reason = f"K={values['K']} is no multiple of block_size={block}; some versions' support query turns that down."
         yield Finding(rule, "unknown", reason, placement_in_doubt=True)
+    if not any(node.input[3:4]):
+        # Source: DmlOperatorMatMulNBits.cpp dequantises by scale alone then; the operator's definition subtracts 8.
+        yield Finding(rule, "unknown", "No zero points: the kernel's source subtracts nothing; write them out as 8.")
     if "accuracy_level" in values:
         yield Finding(rule, "registered", "accuracy_level is a CPU hint; leave it out of a DirectML file.")
 
@@ -242,17 +254,29 @@ _PER_OP: Mapping[tuple[str, str], Callable[[Context, Any], Iterator[Finding]]] =
 
 def io_contract(view: graph.View) -> Iterator[Finding]:
     """Rule 14: the caches of GroupQueryAttention that the caller must bind in place."""
-    pairs = [
-        f"{past} = {present}"
+    pairs, op = shared_buffers(view), f"{_MS}::GroupQueryAttention"
+    if inner := [(a, b) for a, b in pairs if not view.path and (a not in view.inputs or b not in view.outputs)]:
+        reason = f"{inner[0][0]} or {inner[0][1]} is no port of the file: the caller cannot bind both to one buffer."
+        yield Finding("DML014-io-contract", "refused", reason, op=op)
+    if pairs:
+        shown = ", ".join(f"{past} = {present}" for past, present in pairs[:4])
+        shown += f" and {len(pairs) - 4} more" if len(pairs) > 4 else ""
+        reason = f"Each present must be bound to the same buffer as its past, else the past reads as zeros: {shown}."
+        yield Finding("DML014-io-contract", "unknown", reason, op=op)
+        # Source: the same file; the length of the past is read for one new token only.
+        reason = "A call with several new tokens starts from an empty cache: a prompt must be given in one call."
+        yield Finding("DML019-gqa-prompt", "unknown", reason, op=op)
+
+
+def shared_buffers(view: graph.View) -> list[tuple[str, str]]:
+    """(past, present) of every GroupQueryAttention with a cache."""
+    return [
+        (past, present)
         for node in view.nodes
         if node.op_type == "GroupQueryAttention" and graph.domain_of(node) == _MS
         for past, present in zip(node.input[3:5], node.output[1:3], strict=False)
         if past and present
     ]
-    if pairs:
-        shown = ", ".join(pairs[:4]) + (f" and {len(pairs) - 4} more" if len(pairs) > 4 else "")
-        reason = f"Each present must be bound to the same buffer as its past, else the past reads as zeros: {shown}."
-        yield Finding("DML014-io-contract", "unknown", reason, op=f"{_MS}::GroupQueryAttention")
 
 
 def of_model(model: ModelProto, folder: Path) -> Iterator[Finding]:

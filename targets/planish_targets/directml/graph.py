@@ -50,6 +50,7 @@ class View:
         constants: value name -> constant; outer ones included.
         owned: names of the constants that this graph itself defines.
         inputs: names of the graph inputs.
+        outputs: names of the graph outputs.
         opsets: domain -> imported version.
     """
 
@@ -60,6 +61,7 @@ class View:
     constants: Mapping[str, Constant]
     owned: frozenset[str]
     inputs: frozenset[str]
+    outputs: frozenset[str]
     opsets: Mapping[str, int]
 
     def producers(self) -> dict[str, int]:
@@ -127,8 +129,8 @@ def _walk(
     for node in nodes:
         _propagate(node, types, opsets)
     names = tuple(path + (node.name or f"{node.op_type}_{i}") for i, node in enumerate(nodes))
-    inputs = frozenset(value.name for value in graph.input)
-    yield View(path, nodes, names, types, constants, frozenset(constants.maps[0]), inputs, opsets)
+    inputs, outputs = (frozenset(value.name for value in ports) for ports in (graph.input, graph.output))
+    yield View(path, nodes, names, types, constants, frozenset(constants.maps[0]), inputs, outputs, opsets)
     for node, name in zip(nodes, names, strict=True):
         for attribute in node.attribute:
             if attribute.HasField("g"):

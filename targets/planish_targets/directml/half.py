@@ -20,17 +20,28 @@ if TYPE_CHECKING:
 _SMALL = 1 << 14
 
 
-def to_half(model: ir.Model, weights: WeightStore, opset: int) -> WeightStore:
+def to_half(
+    model: ir.Model,
+    weights: WeightStore,
+    opset: int,
+    *,
+    ports: frozenset[str] = frozenset(),
+    large: frozenset[str] = frozenset(),
+) -> WeightStore:
     """Change `model` in place; Casts stand where float16 and float32 meet (see `precision.full_precision`).
 
     Constants beyond the range of float16, which are mask fills, become its largest finite number everywhere.
+
+    Args:
+        ports: names of inputs and outputs that become float16 too (caches, which go from one call into the next).
+        large: program nodes that keep float32.
 
     Returns:
         The weights, with float16 forms under the names that the graph now uses.
     """
     _complete_types(model.graph, opset)
     _clamp_constants(model.graph)
-    half = _Half(model.graph, weights, opset)
+    half = _Half(model.graph, weights, opset, ports, large)
     half.run()
     return half.weights
 
@@ -70,9 +81,11 @@ def _within_range(tensor: Tensor) -> Tensor:
 
 
 class _Half:
-    def __init__(self, graph: ir.Graph, weights: WeightStore, opset: int) -> None:
-        self.graph, self.weights, self.opset = graph, weights, opset
-        self.full = full_precision(graph, opset)
+    def __init__(
+        self, graph: ir.Graph, weights: WeightStore, opset: int, ports: frozenset[str], large: frozenset[str]
+    ) -> None:
+        self.graph, self.weights, self.opset, self.ports = graph, weights, opset, ports
+        self.full = full_precision(graph, opset, large)
         self.floats = {v for node in graph for v in (*node.inputs, *node.outputs) if v is not None and is_float(v)}
         self.casts: dict[tuple[ir.Value, str], ir.Value] = {}
 
@@ -81,6 +94,7 @@ class _Half:
         wants = {(n, i): self._wanted(n, i) for n in nodes for i, v in enumerate(n.inputs) if v in self.floats}
         for node in nodes:
             self._set_outputs(node)
+        self._set_graph_inputs()
         for value in list(self.graph.initializers.values()):
             if value in self.floats:
                 self._set_initializer(value, {wants[use] for use in value.uses() if use in wants})
@@ -131,9 +145,7 @@ class _Half:
     def _derive(self, name: str, dtype: torch.dtype) -> None:
         before = self.weights  # the new form must read the old one, not itself
         spec = TensorSpec(before.spec(name).shape, dtype)
-        self.weights = before.with_lazy(
-            name, spec, lambda: _within_range(before.read(name)).to(dtype), before.sources(name)
-        )
+        self.weights = before.derive(name, (name,), lambda t: _within_range(t).to(dtype), spec, by_rows=True)
 
     def _cast(self, value: ir.Value, dtype: str, reader: ir.Node) -> ir.Value:
         """`value` in another type: one Cast per value, right behind its producer."""
@@ -151,14 +163,22 @@ class _Half:
             self.casts[value, dtype] = found
         return found
 
+    def _set_graph_inputs(self) -> None:
+        import onnx_ir as ir
+
+        for value in self.graph.inputs:
+            if value.name in self.ports and is_float(value):
+                value.type = ir.TensorType(ir.DataType.FLOAT16)
+
     def _set_graph_outputs(self) -> None:
         for i, value in enumerate(self.graph.outputs):
-            if value.dtype is None or value.dtype.name != "FLOAT16":
+            wanted = "FLOAT16" if value.name in self.ports else "FLOAT"
+            if value.dtype is None or value.dtype.name == wanted or value.dtype.name not in ("FLOAT", "FLOAT16"):
                 continue
             name, producer = value.name, value.producer()
-            value.name = f"{name}_float16"
+            value.name = f"{name}_{value.dtype.name.lower()}"
             assert producer is not None
-            port = self._cast(value, "FLOAT", producer)
+            port = self._cast(value, wanted, producer)
             if port.is_graph_output():
                 port = self._second_name(port)
             port.name = name

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from planish_targets.directml import kernels
+from planish_targets.onnx_graph.translate import SOURCE
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -21,6 +22,7 @@ _SUMS = frozenset(
 _STATISTICS = _SUMS | frozenset(
     (
         *("LayerNormalization", "SimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization"),
+        *("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"),
         *("LpNormalization", "MeanVarianceNormalization", "Softmax", "LogSoftmax", "Pow", "Exp", "Log"),
     )
 )
@@ -33,10 +35,11 @@ _ELEMENTWISE = frozenset(
     )
 )
 _MOVES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Identity"))
+_ATTENTION = "GroupQueryAttention"
 _WIDE_INTEGERS = frozenset(("INT32", "INT64", "UINT32", "UINT64"))
 
 
-def full_precision(graph: ir.Graph, opset: int) -> set[ir.Node]:
+def full_precision(graph: ir.Graph, opset: int, large: frozenset[str] = frozenset()) -> set[ir.Node]:
     """Nodes that keep float32, by these rules:
 
     1. norms, softmax, sums, powers: their statistics pass 65504, or lose what is small, in float16;
@@ -45,11 +48,14 @@ def full_precision(graph: ir.Graph, opset: int) -> set[ir.Node]:
        it meets the activations again (eps, root, x / root);
     4. what is computed from integers and constants alone (positions: float16 counts to 2048; dequantised weights,
        which ONNX Runtime folds when it loads the file);
-    5. operators that take float32 but not float16 on DirectML or in ONNX.
+    5. operators that take float32 but not float16 on DirectML or in ONNX;
+    6. what comes from program nodes in `large`, whose values float16 cannot be trusted to hold. Attention kernels are
+       left out: their caches have one type, and they return averages of what they were given.
     """
     nodes = list(graph)
     kept = {n for n in nodes if n.op_type in _STATISTICS or n.op_type in _FILLED_BY_ATTRIBUTE}
     kept |= {n for n in nodes if _reads_tiny(n) or not _takes_half(n, opset)}
+    kept |= {n for n in nodes if n.meta.get(SOURCE) in large and n.op_type != _ATTENTION}
     for node in reversed(nodes):
         if node.op_type in _ELEMENTWISE | _MOVES and node not in kept:
             readers = [r for o in node.outputs for r, _ in o.uses()]

@@ -14,17 +14,19 @@ broken.
 | DML003-reshape-allowzero | allowzero=1 with -1 | allowzero=1, shape not readable | |
 | DML004-gather-block-quantized | always | | |
 | DML005-gqa-inputs | | inputs or outputs beyond the verified ones | |
-| DML006-matmulnbits | g_idx or bias input | bits other than 4; K not a multiple of the block | accuracy_level |
+| DML006-matmulnbits | g_idx or bias input | bits not 4; K no multiple of block; no zero points | accuracy_level |
 | DML007-fused-attention | | com.microsoft Attention | |
 | DML008-dynamic-shapes | | | symbolic graph inputs |
 | DML009-packed-qkv | | GroupQueryAttention without key and value | |
 | DML010-control-flow | Loop, Scan, and If revised after 19 | | If |
 | DML011-internal-domain | com.microsoft.dml | | |
 | DML013-gqa-rotary | do_rotary=1 | | |
-| DML014-io-contract | | GroupQueryAttention with a cache | |
+| DML014-io-contract | a cache of GroupQueryAttention is no port | GroupQueryAttention with a cache | |
 | DML015-fp16-norm | | norm computed in float16 | |
 | DML016-support-query | | outputs that the query is known to turn down | |
 | DML017-external-data | file missing, too short, or outside the folder | | |
+| DML018-gqa-ignored | attributes that GroupQueryAttention's kernel does not read | | |
+| DML019-gqa-prompt | | GroupQueryAttention with a cache | |
 """
 
 from __future__ import annotations
@@ -114,6 +116,16 @@ def check(model: Path) -> list[NodeCheck]:
     sizes = _weight_bytes(views, per_view)
     nodes = [replace(c, weight_bytes=sizes[v, i]) for v, checks in enumerate(per_view) for i, c in enumerate(checks)]
     return [*found, *(_model_check(f) for f in contract), *nodes]
+
+
+def shared_buffers(model: Path) -> tuple[tuple[str, str], ...]:
+    """(past, present) ports that a caller must bind to one buffer each.
+
+    Raises:
+        PlanishError: as `check`.
+    """
+    views = graph.views(graph.load(model), model.parent)
+    return tuple(pair for view in views for pair in findings.shared_buffers(view))
 
 
 def summary(checks: Sequence[NodeCheck]) -> Summary:

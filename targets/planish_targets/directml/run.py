@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from planish_targets.onnx_graph.session import load
+from planish_targets.onnx_graph.session import load, open_session
 from planish_targets.serve import Call, Model, serve
 
 DML, CPU = "DmlExecutionProvider", "CPUExecutionProvider"
@@ -33,6 +33,10 @@ def open_artifact(call: Call) -> Model:
     whole = chosen == DML and call.options.get("all_on_device") is True
     settings = {"session.disable_cpu_ep_fallback": "1"} if whole else {}
     providers = [chosen] if whole or chosen == CPU else [chosen, CPU]
+    if chosen == DML and call.options.get("shared_buffers"):
+        from planish_targets.directml.in_place import in_place
+
+        return in_place(open_session(call, providers, settings), call, "dml")
     return load(call, providers, settings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,11 +12,13 @@ import torch
 
 from planish_passes.canonicalise import Canonicalise
 from planish_passes.errors import PlanishError
+from planish_passes.expand import Expand
 from planish_passes.infra import Pass
 from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
 from planish_targets.contract import (
     Artifact,
+    Attribute,
     Capabilities,
     Evidence,
     Numerics,
@@ -28,17 +30,31 @@ from planish_targets.contract import (
 )
 from planish_targets.directml import kernels
 from planish_targets.directml.findings import MODEL
-from planish_targets.directml.lower import OPSET, write
+from planish_targets.directml.lower import OPSET, audited, write
 from planish_targets.directml.rewrite import ScaleFirst
-from planish_targets.directml.rules import DML, NodeCheck, check
+from planish_targets.directml.rules import DML, NodeCheck, check, shared_buffers
 from planish_targets.directml.run import PACKAGE, provider
 
 FILE = "model.onnx"
 # Refusals that cost speed alone: ONNX Runtime runs the node on the CPU, and the placement says so.
 _ONLY_SLOW = frozenset(("DML001-opset", "DML002-no-kernel", "DML002-version", "DML002-type"))
-# Not wrong by themselves, but promised away by this target: all norms are computed in float32.
-_PROMISED = frozenset(("DML015-fp16-norm",))
-_CAPABILITIES = Capabilities(keeps=frozenset({"planish.linear_q", "planish.embedding_q"}))
+# Not all wrong by themselves, but promised away by this target: norms in float32, weights and attention in the one
+# form that is known to be right, no control flow.
+_PROMISED = frozenset(
+    (
+        *("DML005-gqa-inputs", "DML006-matmulnbits", "DML007-fused-attention", "DML009-packed-qkv"),
+        *("DML010-control-flow", "DML015-fp16-norm", "DML016-support-query"),
+    )
+)
+_CONTRACT = "DML014-io-contract"
+_BINDING = (
+    "bind each present to the buffer of its past (options.shared_buffers), and give a prompt in one call: "
+    "DirectML's attention kernel writes in place, and takes the past as empty when several tokens come at once"
+)
+_ALWAYS = frozenset({"planish.linear_q", "planish.embedding_q", "planish.rms_norm", "planish.gated"})
+_FORMED = frozenset({"planish.cached_attention", "planish.rope"})  # the passes below make kernels of them
+_KERNELS = frozenset(f"planish.{n}" for n in ("group_query_attention", "rotary_rows", "add_rms_norm", "cache_lengths"))
+_CAPABILITIES = Capabilities(keeps=_ALWAYS | _FORMED, bits=frozenset({4, 8}), caches=True)
 
 
 def _requires() -> Mapping[str, str]:
@@ -61,8 +77,18 @@ class DirectMLTarget:
         return Numerics(weights=torch.float16, compute=torch.float16)
 
     def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
-        """Factors before products, then what became a no-op goes."""
-        return (ScaleFirst(), Canonicalise())
+        """Decoders: rotary positions and attention in forms of their own; then factors before products."""
+        from planish_targets.directml.decoder_form import PlainAttention, RotaryRows
+        from planish_targets.onnx_graph.decoder_form import DecoderForm
+
+        return (
+            PlainAttention(),
+            RotaryRows(),
+            DecoderForm(rotate=False, join_norms=True, packed=False),
+            Expand(_ALWAYS | _KERNELS),
+            ScaleFirst(),
+            Canonicalise(),
+        )
 
     def lower(self, program: Program, into: Path, recipe: Recipe) -> Artifact:
         """Write model.onnx and model.onnx.data.
@@ -81,9 +107,15 @@ class DirectMLTarget:
             )
         away = [c for c in checks if c.node != MODEL and c.provider != DML]
         ops = ", ".join(sorted({c.op for c in away}))
-        notes = (f"{len(away)} operations leave the GPU: {ops}",) if away else ()
-        options = {"outputs": [p.name for p in program.outputs], "opset": OPSET, "all_on_device": not away}
-        return Artifact(self.name, into, FILE, options, notes)
+        notes = [f"{len(away)} operations leave the GPU: {ops}"] if away else []
+        options: dict[str, object] = {"outputs": [p.name for p in program.outputs], "opset": OPSET}
+        options["all_on_device"] = not away
+        shared = [list(pair) for pair in shared_buffers(into / FILE)]
+        if shared:
+            tokens = next([p.name, p.shape.index("sequence")] for p in program.inputs if "sequence" in p.shape)
+            options |= {"shared_buffers": shared, "prompt_in_one_call": True, "new_tokens": tokens}
+            notes.append(_BINDING)
+        return Artifact(self.name, into, FILE, options, (*notes, *audited(program)))
 
     def runner(self, artifact: Artifact) -> Runner | Unavailable:
         """The DirectML provider on Windows; elsewhere the CPU provider, which rounds to float16 less often."""
@@ -99,19 +131,32 @@ class DirectMLTarget:
         """The static verdict on each node; nothing is run."""
         checks = check(artifact.path)
         nodes = tuple(_placed(c) for c in checks if c.node != MODEL)
-        violations = tuple(_sentence(c) for c in checks if _violates(c))
+        violations = tuple(_sentence(c) for c in checks if _violates(c)) + _undeclared(artifact)
         advice = tuple(f"structural: {_sentence(c)}" for c in checks if c.node == MODEL and not _violates(c))
         return Placement(f"kernel table of DirectML EP {kernels.VERSION}", nodes, violations, advice)
 
     def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:
         """Integers and scales from the file and its external data."""
-        from planish_targets.onnx_graph.read import quantized_weights
+        from planish_targets.directml.read import read_weights
 
-        return quantized_weights(artifact.path)
+        return read_weights(artifact.path)
+
+    def read_attributes(self, artifact: Artifact) -> Mapping[str, Sequence[Attribute]]:
+        """Epsilons of the file."""
+        from planish_targets.onnx_graph.attributes import read_onnx
+
+        return {artifact.entry: read_onnx(artifact.path)}
 
     def inspect(self, path: Path) -> Mapping[str, object] | None:
         """None: the onnxruntime target describes .onnx files."""
         return None
+
+
+def _undeclared(artifact: Artifact) -> tuple[str, ...]:
+    declared = artifact.options.get("shared_buffers")
+    known = {tuple(pair) for pair in declared} if isinstance(declared, list) else set()
+    missing = [pair for pair in shared_buffers(artifact.path) if pair not in known]
+    return tuple(f"{_CONTRACT}: {b} must share the buffer of {a}, and the artifact does not say so" for a, b in missing)
 
 
 def _violates(found: NodeCheck) -> bool:

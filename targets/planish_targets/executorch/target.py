@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
 from planish_targets.contract import (
     Artifact,
+    Attribute,
     Capabilities,
     Evidence,
     Numerics,
@@ -96,10 +97,7 @@ class ExecutorchTarget:
         """Per operation, from the file; source modules are known for artifacts that planish lowered."""
         from planish_targets.executorch.placement import placement
 
-        kernels, handles = artifact.options.get("kernel_modules", []), artifact.options.get("delegate_modules", {})
-        assert isinstance(kernels, list)
-        assert isinstance(handles, dict)
-        return placement(open_pte(artifact.path), kernels, handles)
+        return placement(open_pte(artifact.path), *_recorded(artifact))
 
     def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:
         """Integers and scales from the bytes of the file."""
@@ -114,6 +112,13 @@ class ExecutorchTarget:
             )
         return read(open_pte(artifact.path), places)
 
+    def read_attributes(self, artifact: Artifact) -> Mapping[str, Sequence[Attribute]] | Unavailable:
+        """Epsilons of the file; source modules are known for artifacts that planish lowered."""
+        from planish_targets.executorch.attributes import read
+
+        found = read(open_pte(artifact.path), *_recorded(artifact))
+        return found if isinstance(found, Unavailable) else {artifact.entry: found}
+
     def inspect(self, path: Path) -> Mapping[str, object] | None:
         """Operators, dtypes, ports and planned memory of a .pte file."""
         if not is_pte(path) and path.suffix != ".pte":
@@ -121,6 +126,14 @@ class ExecutorchTarget:
         from planish_targets.executorch.placement import describe
 
         return describe(open_pte(path))
+
+
+def _recorded(artifact: Artifact) -> tuple[list[str], dict[str, str]]:
+    """Source modules of instructions and of delegated operations, as lowering noted them."""
+    kernels, handles = artifact.options.get("kernel_modules", []), artifact.options.get("delegate_modules", {})
+    assert isinstance(kernels, list)
+    assert isinstance(handles, dict)
+    return kernels, handles
 
 
 def _missing() -> str:

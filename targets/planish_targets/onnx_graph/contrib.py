@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+MICROSOFT = "com.microsoft"
 _TYPES = [f"tensor({t})" for t in ("float", "float16", "int32", "int64", "uint8", "int8", "bool")]
 
 
-def contrib(name: str, inputs: list[Any], attributes: dict[str, Any] | None = None) -> Any:
-    """One com.microsoft operator with one output. Inputs that are None are left out by position."""
+def contrib(
+    name: str, inputs: list[Any], attributes: dict[str, Any] | None = None, *, outputs: int = 1, domain: str = MICROSOFT
+) -> Any:
+    """One operator of com.microsoft (or another domain). Inputs that are None are left out by position."""
     import onnx.defs
     from onnxscript import values
 
@@ -17,14 +20,15 @@ def contrib(name: str, inputs: list[Any], attributes: dict[str, Any] | None = No
     option = schema.FormalParameterOption
     definition = schema(
         name,
-        "com.microsoft",
+        domain,
         1,
         inputs=[
             schema.FormalParameter(f"i{n}", f"T{n}", param_option=option.Optional if n else option.Single)
             for n in range(len(inputs))
         ],
-        outputs=[schema.FormalParameter("o", "TO")],
-        type_constraints=[(f"T{n}", _TYPES, "") for n in range(len(inputs))] + [("TO", _TYPES, "")],
+        outputs=[schema.FormalParameter(f"o{n}", f"U{n}") for n in range(outputs)],
+        type_constraints=[(f"T{n}", _TYPES, "") for n in range(len(inputs))]
+        + [(f"U{n}", _TYPES, "") for n in range(outputs)],
         attributes=[schema.Attribute(k, kinds[type(v)], "", required=False) for k, v in attributes.items()],
     )
-    return values.Op(values.Opset("com.microsoft", 1), name, definition)(*inputs, **attributes)
+    return values.Op(values.Opset(domain, 1), name, definition)(*inputs, **attributes)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from planish_passes.errors import PlanishError
 from planish_passes.quantise import SCALES, VALUES
 from planish_passes.weights import QuantizedTensor, WeightFormat
+from planish_targets.onnx_graph.pack import BLOCKS, COLUMN, IMPLIED, unpack
 from planish_targets.onnx_graph.tidy import TRANSPOSED
 
 
@@ -23,7 +25,8 @@ def quantized_weights(path: Path) -> Mapping[str, QuantizedTensor]:
     import onnx
     from onnx import numpy_helper
 
-    held = {t.name: t for t in onnx.load(path, load_external_data=False).graph.initializer}
+    graph = onnx.load(path, load_external_data=False).graph
+    held = {t.name: t for t in graph.initializer}
 
     def tensor(name: str) -> torch.Tensor:
         _check_extent(held[name], path)
@@ -37,7 +40,30 @@ def quantized_weights(path: Path) -> Mapping[str, QuantizedTensor]:
         values, scales = tensor(name), tensor(base + SCALES).to(torch.float32)
         values = values.t().contiguous() if name.endswith(TRANSPOSED) else values
         found[base] = QuantizedTensor(values, scales.reshape(values.shape[0], -1), None, WeightFormat())
+    for node in graph.node:
+        if node.op_type in _GROUPED:
+            name, tensors = _grouped(node, tensor)
+            found.setdefault(name, tensors)
     return found
+
+
+_GROUPED = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3)}  # where integers, scales, zero points are
+
+
+def _grouped(node: Any, tensor: Callable[[str], torch.Tensor]) -> tuple[str, QuantizedTensor]:
+    values, scales, points = (node.input[i] if i < len(node.input) else "" for i in _GROUPED[node.op_type])
+    options = {a.name: a.i for a in node.attribute}
+    factors = tensor(scales).to(torch.float32).flatten(1)
+    packed = tensor(values).reshape(factors.shape[0], -1)
+    bits = options.get("bits", 4)
+    integers = unpack(packed, bits, packed.shape[1] * 8 // bits)
+    zeros = None
+    if points.endswith(COLUMN):
+        zeros = (tensor(points).flatten(1).to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+    elif points and not points.startswith(IMPLIED):
+        zeros = unpack(tensor(points), bits, factors.shape[1])
+    name = values.removesuffix(BLOCKS).removesuffix(VALUES)
+    return name, QuantizedTensor(integers, factors, zeros, WeightFormat(bits, options["block_size"], zeros is None))
 
 
 def _check_extent(tensor: object, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,11 @@ def load(call: Call, providers: Sequence[str], settings: Mapping[str, str] | Non
     Raises:
         PlanishError: a provider is not in this build of ONNX Runtime, or it refuses the file.
     """
+    return _model(open_session(call, providers, settings), call)
+
+
+def open_session(call: Call, providers: Sequence[str], settings: Mapping[str, str] | None = None) -> Any:
+    """The InferenceSession of `load`."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -57,26 +63,33 @@ def load(call: Call, providers: Sequence[str], settings: Mapping[str, str] | Non
     for key, value in {**_SETTINGS, **(settings or {})}.items():
         options.add_session_config_entry(key, value)
     try:
-        session = onnxruntime.InferenceSession(_source(call), options, providers=list(providers))
+        return onnxruntime.InferenceSession(_source(call), options, providers=list(providers))
     except Exception as problem:
         # The binding raises classes of its own per status code, without a common base.
         text = str(problem).strip().splitlines()[0]
         hint = "compile the model again; if it stays, report it with the model's config.json"
         raise PlanishError(f"ONNX Runtime refuses the file: {text}", call.path.name, hint) from problem
-    return _model(session, call)
 
 
-def _model(session: object, call: Call) -> Model:
-    wanted = {i.name: _DTYPES[i.type] for i in session.get_inputs()}  # type: ignore[attr-defined]
-    returned = [o.name for o in session.get_outputs()]  # type: ignore[attr-defined]
+def arrays_of(session: Any, call: Call, feed: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The inputs of a session as arrays of the types that the file declares.
+
+    Raises:
+        PlanishError: an input has no value; names it.
+    """
+    wanted = {i.name: _DTYPES[i.type] for i in session.get_inputs()}
+    missing = [name for name in wanted if name not in feed]
+    if missing:
+        where = f"{call.path.name}, which takes {', '.join(wanted)}"
+        raise PlanishError(f"no value for input {missing[0]!r}", where, "give every input of the artifact")
+    return {name: feed[name].to(dtype).contiguous().numpy() for name, dtype in wanted.items()}
+
+
+def _model(session: Any, call: Call) -> Model:
+    returned = [o.name for o in session.get_outputs()]
 
     def model(feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        missing = [name for name in wanted if name not in feed]
-        if missing:
-            where = f"{call.path.name}, which takes {', '.join(wanted)}"
-            raise PlanishError(f"no value for input {missing[0]!r}", where, "give every input of the artifact")
-        given = {name: feed[name].to(dtype).contiguous().numpy() for name, dtype in wanted.items()}
-        arrays = session.run(returned, given)  # type: ignore[attr-defined]
+        arrays = session.run(returned, arrays_of(session, call, feed))
         return {n.removeprefix(TAP): torch.from_numpy(array) for n, array in zip(returned, arrays, strict=True)}
 
     return model

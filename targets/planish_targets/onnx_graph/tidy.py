@@ -39,6 +39,9 @@ def tidy(model: ir.Model, weights: WeightStore) -> WeightStore:
         # 0 in a target shape would mean "copy"; no shape here has one, and DirectML rejects the attribute.
         if node.op_type == "Reshape":
             node.attributes.pop("allowzero", None)
+        if node.op_type == "SkipSimplifiedLayerNormalization":
+            for output in node.outputs[1:3]:
+                output.name = ""  # mean and deviation, which nobody reads
     model.graph.sort()
     return weights
 

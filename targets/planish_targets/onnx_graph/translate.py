@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import operator
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import ExportedProgram
 
 from planish_passes.errors import PlanishError
 from planish_passes.program import Program, module_path, op_name
@@ -16,7 +20,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 MODULE, VALUE = "planish.module", "planish.value"  # metadata of ONNX nodes
+SOURCE = "planish.source"  # program node of an ONNX node; in node.meta, which is not written to the file
 _MARK = "planish_node"
+_WORD = re.compile(r"\w+")
 Translations = Mapping[Any, Callable[..., Any]]
 
 
@@ -39,6 +45,9 @@ def translate(program: Program, translations: Translations, opset: int) -> ir.Mo
     marked = program.copy()
     for node in marked.graph.nodes:
         node.meta["custom"] = {_MARK: node.name}  # the exporter renames nodes, but keeps this
+        node.meta.setdefault("nn_module_stack", {"": ("", "torch.nn.Module")})  # it warns of nodes without one
+    if _is_flat(program, translations):
+        marked.exported.__class__ = _Flat
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
@@ -61,6 +70,32 @@ def translate(program: Program, translations: Translations, opset: int) -> ir.Mo
     _name_nodes(program, model, exported.exported_program)  # first: it goes by the exporter's names
     _name_ports(program, model)
     return model
+
+
+class _Flat(ExportedProgram):
+    """A program that has nothing to decompose; torch's exporter would spend most of its time on finding that out."""
+
+    def run_decompositions(self, *_: Any, **__: Any) -> ExportedProgram:
+        """The program as it is."""
+        return self
+
+
+# Operators that the exporter has a form of, for one floating type, without decomposing them or promoting types.
+_PLAIN = frozenset(
+    f"aten.{n}"
+    for n in ("linear", "add", "mul", "reshape", "transpose", "slice", "select", "flatten", "sym_size", "layer_norm")
+)
+
+
+def _is_flat(program: Program, translations: Translations) -> bool:
+    for node in program.graph.nodes:
+        if node.op != "call_function" or node.target in translations or node.target is operator.getitem:
+            continue
+        values = [n.meta["val"] for n in (node, *node.all_input_nodes)]
+        types = {v.dtype for v in values if isinstance(v, torch.Tensor)}
+        if op_name(node) not in _PLAIN or len(types) > 1:
+            return False
+    return True
 
 
 def _refusal(program: Program, problem: BaseException) -> PlanishError:
@@ -105,8 +140,12 @@ def _rename_dimensions(model: ir.Model, symbols: dict[str, str]) -> None:
     nodes = (output for node in model.graph for output in node.outputs)
     for value in (*model.graph.inputs, *model.graph.outputs, *nodes):
         if value.shape is not None:
-            dims = [d if isinstance(d, int) else symbols.get(str(d), str(d)) for d in value.shape]
+            dims = [d if isinstance(d, int) else _WORD.sub(_named(symbols), str(d)) for d in value.shape]
             value.shape = ir.Shape(dims)
+
+
+def _named(symbols: Mapping[str, str]) -> Callable[[re.Match[str]], str]:
+    return lambda word: symbols.get(word[0], word[0])
 
 
 def _name_nodes(program: Program, model: ir.Model, exported: Any) -> None:
@@ -119,6 +158,7 @@ def _name_nodes(program: Program, model: ir.Model, exported: Any) -> None:
         node.metadata_props.clear()
         if source in modules:
             node.metadata_props[MODULE] = modules[source]
+            node.meta[SOURCE] = source
             if any(final[source] == o.name for o in node.outputs):
                 node.metadata_props[VALUE] = source
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):

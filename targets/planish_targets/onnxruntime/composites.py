@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from planish_passes.ops import GELU_LOW
+from planish_targets.onnx_graph import decoder
 from planish_targets.onnx_graph.contrib import contrib
 
 _TINY = 1e-10  # keeps a row of zeros from dividing by zero
@@ -20,12 +21,20 @@ def translations() -> dict[Any, Callable[..., Any]]:
     """torch operator -> function that emits ONNX."""
     import torch
 
-    return {torch.ops.planish.linear_q.default: _linear_q, torch.ops.planish.embedding_q.default: _embedding_q}
+    return {
+        torch.ops.planish.linear_q.default: _linear_q,
+        torch.ops.planish.embedding_q.default: _embedding_q,
+        **decoder.translations(),
+    }
 
 
 def _linear_q(x: Any, weight: Any, scales: Any, zero_points: Any, bias: Any, bits: int, activations: str) -> Any:
     from onnxscript import opset21 as op
 
+    groups = int(scales.shape[1])
+    if groups > 1 or bits < 8:
+        shape = (int(weight.shape[0]), int(weight.shape[1]), groups)
+        return decoder.matmul_nbits(x, weight, scales, zero_points, bias, bits, shape)
     matrix = op.Transpose(weight, perm=[1, 0])
     factors = op.Reshape(scales, [-1])
     if activations == "none":
@@ -76,4 +85,7 @@ def _after_gelu(op: Any, x: Any, matrix: Any, factors: Any) -> tuple[Any, Any]:
 def _embedding_q(ids: Any, weight: Any, scales: Any, zero_points: Any, bits: int) -> Any:
     from onnxscript import opset21 as op
 
+    if int(scales.shape[1]) > 1 or bits < 8:
+        group = int(weight.shape[1]) // int(scales.shape[1])
+        return decoder.gather_nbits(ids, weight, scales, zero_points, bits, group)
     return op.Mul(op.Cast(op.Gather(weight, ids), to=1), op.Gather(scales, ids))

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-import planish_passes.ops  # noqa: F401  (registers the operators that the file uses)
+import planish_passes.decoder_ops
+import planish_passes.ops  # noqa: F401  (both register operators that the file uses)
 from planish_targets.serve import Call, Model, serve
 
 

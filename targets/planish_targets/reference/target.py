@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor, fx
 
 from planish_passes.infra import Pass
 from planish_passes.ops import BODIES
-from planish_passes.program import Program, op_name
-from planish_passes.quantise import SCALES, VALUES
+from planish_passes.program import Program, module_path, op_name
+from planish_passes.quantise import SCALES, VALUES, ZEROS
 from planish_passes.weights import QuantizedTensor, WeightFormat
-from planish_targets.contract import Artifact, Capabilities, Evidence, Numerics, Placed, Placement, Recipe, Runner
+from planish_targets.attributes import attributes, fx_number, fx_steps
+from planish_targets.contract import (
+    Artifact,
+    Attribute,
+    Capabilities,
+    Evidence,
+    Numerics,
+    Placed,
+    Placement,
+    Recipe,
+    Runner,
+)
 
 _FILE = "model.pt2"
 
@@ -22,6 +34,7 @@ _CAPABILITIES = Capabilities(
     keeps=frozenset(f"planish.{op._schema.name.split('::')[1]}" for op in BODIES),
     bits=frozenset({2, 4, 8}),
     dynamic_shapes=True,
+    caches=True,
 )
 
 
@@ -47,7 +60,11 @@ class ReferenceTarget:
         """Save the program with its weights."""
         exported = materialise(program)
         torch.export.save(exported, into / _FILE)
-        options = {"inputs": [p.name for p in program.inputs], "outputs": [p.name for p in program.outputs]}
+        options = {
+            "inputs": [p.name for p in program.inputs],
+            "outputs": [p.name for p in program.outputs],
+            "modules": {n.name: module_path(n) for n in program.graph.nodes if n.op == "call_function"},
+        }
         return Artifact(self.name, into, _FILE, options)
 
     def runner(self, artifact: Artifact) -> Runner:
@@ -64,7 +81,24 @@ class ReferenceTarget:
         """Integers and scales of the saved state."""
         state = torch.export.load(artifact.path).state_dict
         names = [n.removesuffix(VALUES) for n in state if n.endswith(VALUES)]
-        return {n: QuantizedTensor(state[n + VALUES], state[n + SCALES], None, WeightFormat()) for n in names}
+        read = state.get
+        return {
+            n: QuantizedTensor(state[n + VALUES], state[n + SCALES], read(n + ZEROS), WeightFormat()) for n in names
+        }
+
+    def read_attributes(self, artifact: Artifact) -> Mapping[str, Sequence[Attribute]]:
+        """Epsilons of the saved graph."""
+        exported, modules = torch.export.load(artifact.path), artifact.options.get("modules", {})
+        assert isinstance(modules, Mapping)
+        weights = {s.arg.name: s.target for s in exported.graph_signature.input_specs if s.target is not None}
+        for node in exported.graph.nodes:
+            node.meta["planish_module"] = modules.get(node.name, "")
+
+        def read(node: fx.Node) -> Tensor | None:
+            value = exported.state_dict.get(weights.get(node.name, ""))
+            return value if value is not None and value.numel() == 1 and value.is_floating_point() else None
+
+        return {artifact.entry: attributes(fx_steps(exported.graph), lambda key: fx_number(key, read))}
 
     def inspect(self, path: Path) -> Mapping[str, object] | None:
         """Operators, dtypes and ports of a .pt2 file."""

@@ -16,15 +16,18 @@ ir = pytest.importorskip("onnx_ir")
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
 from planish_targets.directml.half import to_half  # noqa: E402
+from planish_targets.onnx_graph.translate import SOURCE  # noqa: E402
 
 OPSET = 21
 
 
-def half(body: str, opset: int = OPSET) -> Any:
+def half(body: str, opset: int = OPSET, **options: Any) -> Any:
     """`body` (a graph in ONNX's text form) through `to_half`, types inferred first as the exporter would give them."""
     proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}, "com.microsoft": 1]>\n{body}')
     model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
-    to_half(model, WeightStore(), opset)
+    for node in model.graph:
+        node.meta[SOURCE] = node.outputs[0].name
+    to_half(model, WeightStore(), opset, **options)
     made = ir.to_proto(model)
     onnx.checker.check_model(made, full_check=True)
     return made
@@ -51,6 +54,31 @@ def test_arithmetic_becomes_half_and_the_ports_stay() -> None:
     assert ports == [onnx.TensorProto.FLOAT] * 2
     assert [(v.name) for v in made.graph.output] == ["y"]
     assert made.graph.initializer[0].data_type == onnx.TensorProto.FLOAT16
+
+
+def test_ports_that_go_from_call_to_call_become_half_too() -> None:
+    body = "g (float[2] past, float[2] x) => (float[4] present, float[4] y) "
+    body += "{ present = Concat<axis=0>(past, x) y = Neg(present) }"
+    made = half(body, ports=frozenset({"past", "present"}))
+    found = {v.name: v.type.tensor_type.elem_type for v in (*made.graph.input, *made.graph.output)}
+    kind = onnx.TensorProto
+    assert found == {"past": kind.FLOAT16, "x": kind.FLOAT, "present": kind.FLOAT16, "y": kind.FLOAT}
+
+
+def test_a_port_that_a_norm_makes_is_rounded_at_the_end() -> None:
+    made = half("g (float[2,2] x) => (float[2,2] present) { present = Softmax(x) }", ports=frozenset({"present"}))
+    assert kinds(made) == {"Softmax": ["FLOAT"], "Cast": ["FLOAT16"]}
+
+
+def test_large_values_stay_float_and_a_half_would_overflow() -> None:
+    body = "g (float[2] x) => (float[2] y) <float[1] k = {1000}, float[1] r = {0.001}> "
+    body += "{ a = Relu(x) b = Mul(a, k) y = Mul(b, r) }"
+    given = np.array([100.0, 200.0], np.float32)
+    kept = half(body, large=frozenset({"b", "y"}))
+    assert kinds(kept)["Mul"] == ["FLOAT", "FLOAT"]
+    assert kinds(kept)["Relu"] == ["FLOAT16"]
+    np.testing.assert_allclose(run(kept, x=given), given, rtol=1e-3)
+    assert np.isinf(run(half(body), x=given)).all()
 
 
 def test_an_inner_value_that_is_also_an_output_keeps_its_readers() -> None:
@@ -99,7 +127,7 @@ def test_a_written_out_norm_survives_massive_activations() -> None:
 
 def test_the_same_norm_fails_without_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted defect: this is what the test above protects from."""
-    monkeypatch.setattr("planish_targets.directml.half.full_precision", lambda graph, opset: set())
+    monkeypatch.setattr("planish_targets.directml.half.full_precision", lambda *_: set())
     x = np.full((1, 128), 3000, np.float32)
     with np.errstate(all="ignore"):
         assert not np.allclose(run(half(RMS), x=x), 1.0, rtol=0.1)

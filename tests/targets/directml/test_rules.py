@@ -13,7 +13,7 @@ import pytest
 from planish_passes.errors import PlanishError
 from planish_targets.directml import kernels
 from planish_targets.directml.findings import MODEL
-from planish_targets.directml.rules import NodeCheck, check, summary
+from planish_targets.directml.rules import NodeCheck, check, shared_buffers, summary
 
 onnx = pytest.importorskip("onnx")
 
@@ -165,8 +165,8 @@ def test_group_query_attention(tmp_path: Path) -> None:
     name = "com.microsoft::GroupQueryAttention"
     good = run(tmp_path, gqa())
     assert (of(good, name).status, of(good, name).rule) == ("registered", None)
-    assert findings(good) == {"DML014-io-contract": "unknown"}
-    (contract,) = [c for c in good if c.node == MODEL]
+    assert findings(good) == {"DML014-io-contract": "unknown", "DML019-gqa-prompt": "unknown"}
+    contract = next(c for c in good if c.rule == "DML014-io-contract")
     assert "pk = nk" in contract.reason
     assert "pv = nv" in contract.reason
 
@@ -183,6 +183,29 @@ def test_group_query_attention(tmp_path: Path) -> None:
     assert (fed.status, fed.rule) == ("unknown", "DML002-cpu-input")
 
 
+@pytest.mark.parametrize(
+    ("attribute", "ignored"),
+    [("softcap=30.0", True), ("local_window_size=8", True), ("softcap=0.0", False), ("local_window_size=-1", False)],
+)
+def test_attributes_that_the_attention_kernel_does_not_read(tmp_path: Path, attribute: str, ignored: bool) -> None:
+    found = of(run(tmp_path, gqa(attributes=f", {attribute}")), "com.microsoft::GroupQueryAttention")
+    assert (found.status, found.rule) == (("refused", "DML018-gqa-ignored") if ignored else ("registered", None))
+
+
+def test_a_cache_that_is_no_port_cannot_be_shared(tmp_path: Path) -> None:
+    text = (
+        gqa()
+        .replace("y, nk, nv = com", "ck = Identity(pk) y, nk, nv = com")
+        .replace("q, k, v, pk, pv", "q, k, v, ck, pv")
+    )
+    found = run(tmp_path, text)
+    assert ("DML014-io-contract", "refused") in {(c.rule, c.status) for c in found if c.node == MODEL}
+
+
+def test_pairs_that_share_a_buffer_are_listed(tmp_path: Path) -> None:
+    assert shared_buffers(save(tmp_path, gqa())) == (("pk", "nk"), ("pv", "nv"))
+
+
 def test_no_io_contract_without_a_cache(tmp_path: Path) -> None:
     text = gqa(inputs="q, k, v, , , lens, total").replace("y, nk, nv = com", "nk = Neg(pk) nv = Neg(pv) y = com")
     assert findings(run(tmp_path, text)) == {}
@@ -191,13 +214,14 @@ def test_no_io_contract_without_a_cache(tmp_path: Path) -> None:
 # --- rule 6 ---
 
 
-def nbits(folder: Path, attributes: str, weight: str = "UINT8", rest: str = "") -> Path:
+def nbits(folder: Path, attributes: str, weight: str = "UINT8", rest: str = ", z") -> Path:
     text = "g (float[1,64] x, int32[64] order, float[8] bias) => (float[1,8] y) "
     path = save(folder, text + f"{{ y = com.microsoft.MatMulNBits<N=8{attributes}>(x, w, s{rest}) }}")
     model, kinds = onnx.load(path), onnx.TensorProto
     w = onnx.helper.make_tensor("w", kinds.DataType.Value(weight), [8, 2, 16], bytes(256), raw=True)
     s = onnx.helper.make_tensor("s", kinds.FLOAT, [16], bytes(64), raw=True)
-    model.graph.initializer.extend([w, s])
+    z = onnx.helper.make_tensor("z", kinds.UINT8, [8, 1], b"\x88" * 8, raw=True)
+    model.graph.initializer.extend([w, s, z])
     onnx.save(model, path)
     return path
 
@@ -210,8 +234,9 @@ def nbits(folder: Path, attributes: str, weight: str = "UINT8", rest: str = "") 
         (", K=64, bits=8, block_size=32", {}, "unknown", "DML006-matmulnbits", CPU),
         (", K=60, bits=4, block_size=32", {}, "unknown", "DML006-matmulnbits", CPU),
         (", K=64, bits=4, block_size=32, accuracy_level=4", {}, "registered", "DML006-matmulnbits", DML),
-        (", K=64, bits=4, block_size=32", {"rest": ", , order"}, "refused", "DML006-matmulnbits", DML),
-        (", K=64, bits=4, block_size=32", {"rest": ", , , bias"}, "refused", "DML006-matmulnbits", DML),
+        (", K=64, bits=4, block_size=32", {"rest": ", z, order"}, "refused", "DML006-matmulnbits", DML),
+        (", K=64, bits=4, block_size=32", {"rest": ", z, , bias"}, "refused", "DML006-matmulnbits", DML),
+        (", K=64, bits=4, block_size=32", {"rest": ""}, "unknown", "DML006-matmulnbits", DML),
         (", K=64, bits=4, block_size=32", {"weight": "INT8"}, "refused", "DML002-type", CPU),
     ],
 )
@@ -220,7 +245,7 @@ def test_matmul_nbits(
 ) -> None:
     found = of(check(nbits(tmp_path, attributes, **more)), "com.microsoft::MatMulNBits")
     assert (found.status, found.rule, found.provider) == (status, rule, provider), found.reason
-    assert found.weight_bytes == 256 + 64
+    assert found.weight_bytes == 256 + 64 + (8 if more.get("rest", "z") else 0)
 
 
 # --- rules 7, 8, 10, 11 ---

@@ -224,17 +224,17 @@ def test_an_operator_without_onnx_form_is_refused_by_name(tmp_path: Path) -> Non
         lowered(program_of(Spectrum(), torch.eye(3)), FLOAT, tmp_path)
 
 
-def test_several_scales_per_row_are_refused_by_name(tmp_path: Path) -> None:
+def test_a_width_without_a_form_is_refused_by_name(tmp_path: Path) -> None:
     program = capture_family("bert")[0].program
-    shared = run_passes(program, (*pipeline.fuse(), *pipeline.quantise(WeightFormat(8, group=16)))).program
-    with pytest.raises(PlanishError, match="more than one scale per row") as refusal:
+    shared = run_passes(program, (*pipeline.fuse(), *pipeline.quantise(WeightFormat(2, 16)))).program
+    with pytest.raises(PlanishError, match="2 bits in groups of 16") as refusal:
         lowered(shared, INT8, tmp_path)
     assert "embeddings" in refusal.value.where
 
 
 def test_a_file_that_breaks_a_rule_is_not_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The planted defect: a lowering that forgets its float32 islands."""
-    monkeypatch.setattr("planish_targets.directml.half.full_precision", lambda graph, opset: set())
+    monkeypatch.setattr("planish_targets.directml.half.full_precision", lambda *_: set())
     with pytest.raises(PlanishError, match="LayerNormalization") as refusal:
         lowered(family("bert", FLOAT).shared, FLOAT, tmp_path)
     assert "embeddings.LayerNorm" in refusal.value.where

@@ -158,6 +158,7 @@ def test_equals_from_pretrained(architecture: str, tmp_path: Path) -> None:
     assert list(loaded.store) == list(expected)
     for name, tensor in expected.items():
         assert torch.equal(loaded.store.read(name), tensor), name
+        assert torch.equal(loaded.store.rows(name, 1, 3), tensor[1:3]), name
     assert not loaded.notes
     assert len({t.sum().item() for t in expected.values()}) > 3  # the comparison was not of equal constants
 

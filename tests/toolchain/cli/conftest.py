@@ -167,3 +167,58 @@ def build(monkeypatch: pytest.MonkeyPatch) -> FakeBuild:
     monkeypatch.setitem(sys.modules, "planish.build", module)
     monkeypatch.setattr(planish.bundle, "write_bundle", fake.write_bundle)
     return fake
+
+
+WORDS = [f"w{i}" for i in range(124)]
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }} {{ m.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}assistant{% endif %}"
+)
+
+
+def compile_bundle(model: Path, at: Path, **options: Any) -> Path:
+    """A bundle for ONNX Runtime, without checks."""
+    from planish.build import compile_model
+    from planish.bundle import write_bundle
+    from planish.compiled import Silent
+
+    request = Request(model=str(model), targets=("onnxruntime",), recipe="float", verify=False, **options)
+    return write_bundle(compile_model(request, Silent(), at.parent / f"{at.stem}-work"), at)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A random language model of 128 words, and its bundle."""
+
+    model: Path
+    bundle: Path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Compiled once; tests that change it copy it."""
+    import transformers as tf
+    from decoders import DECODERS
+    from support import random_model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    root = tmp_path_factory.mktemp("tiny")
+    random_model(DECODERS["llama"](), tf.AutoModelForCausalLM).save_pretrained(root / "model")
+    words = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", "assistant", *WORDS])}
+    whole = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    whole.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=whole, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    )
+    tokenizer.save_pretrained(root / "model")
+    return Tiny(root / "model", compile_bundle(root / "model", root / "tiny.planish"))
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a random encoder."""
+    from support import FAMILIES, random_model
+
+    root = tmp_path_factory.mktemp("encoder")
+    random_model(FAMILIES["bert"]()).save_pretrained(root / "model")
+    return compile_bundle(root / "model", root / "bert.planish")

@@ -77,12 +77,18 @@ def test_every_key_of_the_request_is_a_flag() -> None:
 def test_flags_reach_the_request(run: Any, build: Any) -> None:
     flags = "-o out --task fill-mask --revision main --sequence-length 64 --dynamic --trust-remote-code --keep-failed"
     run("compile", "m", "-t", "coreml", *flags.split(), "--threads", 2, "--timeout", 9.5, "--gate", "cosine=0.9",
-        "--gate", "placement=0.5", "--runner", "coreml=ssh mac planish-run --x=1", "-r", "int8")  # fmt: skip
+        "--gate", "placement=0.5", "--runner", "coreml=ssh mac planish-run --x=1", "-r", "int8",
+        "--group", 32, "--symmetric", "--rounding", "search", "--logits", "all", "--no-verify")  # fmt: skip
     request = build.requests[0]
     assert request.model_dump(exclude={"gates", "output"}) == {
         "model": "m",
         "targets": ("coreml",),
         "recipe": "int8",
+        "group": 32,
+        "symmetric": True,
+        "rounding": "search",
+        "logits": "all",
+        "verify": False,
         "task": "fill-mask",
         "revision": "main",
         "sequence_length": 64,

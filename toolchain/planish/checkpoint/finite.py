@@ -36,10 +36,9 @@ def check_finite(
         if name in skip or not store.spec(name).dtype.is_floating_point:
             continue
         try:
-            tensor = store.read(name)
+            found = _first_in_blocks(store, name)
         except AbsentWeightError:
             continue
-        found = first_not_finite(tensor)
         if found is not None:
             index, value = found
             source = ", ".join(store.sources(name)[:3])
@@ -48,9 +47,17 @@ def check_finite(
                 f"{where or 'checkpoint'}: {source or name}",
                 "the checkpoint is broken (a failed training run or conversion): use another one",
             )
-        del tensor
         if release is not None:
             release(name)
+
+
+def _first_in_blocks(store: WeightStore, name: str) -> tuple[tuple[int, ...], float] | None:
+    for start, stop in store.spans(name):
+        found = first_not_finite(store.rows(name, start, stop))
+        if found is not None:
+            index, value = found
+            return ((index[0] + start, *index[1:]) if index else index), value
+    return None
 
 
 def first_not_finite(tensor: Tensor) -> tuple[tuple[int, ...], float] | None:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from planish.checkpoint.mapped import MappedFile
 from planish.checkpoint.safetensors import AGAIN
 from planish_passes.errors import PlanishError
+from planish_passes.rows import gathered
 from planish_passes.weights import TensorSpec
 
 
@@ -52,20 +53,33 @@ class GgufFile:
         return TensorSpec(tuple(self._infos[key].shape), torch.float32)
 
     def read(self, key: str) -> Tensor:
-        """Unpack one tensor to float32."""
-        return torch.from_numpy(np.array(self.values(key)))
+        """Unpack one tensor to float32, in blocks."""
+        return gathered(self.spec(key), partial(self.rows, key, dtype=torch.float32))
+
+    def rows(self, key: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Unpack rows [start, stop), and cast."""
+        info = self._infos[key]
+        begin, end = self._range(key)
+        step = (end - begin) // info.shape[0]
+        span = begin + start * step, begin + stop * step
+        shape = (stop - start, *info.shape[1:])
+        if start == stop:
+            return torch.empty(shape, dtype=dtype)
+        found = torch.from_numpy(np.array(self._unpack(key, *span, shape), dtype=np.float32)).to(dtype)
+        self._file.release(*span)
+        return found
 
     def values(self, key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The unpacked values as a numpy array (a read-only view of the file when they are stored as float32)."""
+        return self._unpack(key, *self._range(key), tuple(self._infos[key].shape))
+
+    def _unpack(self, key: str, begin: int, end: int, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
-        info = self._infos[key]
-        kind = GGMLQuantizationType(info.ggml_type)
-        begin, end = self._range(key)
+        kind = GGMLQuantizationType(self._infos[key].ggml_type)
         raw = np.frombuffer(self._file.pages, dtype=np.uint8, count=end - begin, offset=begin)
         block, size = GGML_QUANT_SIZES[kind]
-        rows = raw.reshape(*info.shape[:-1], info.shape[-1] // block * size)
-        return dequantize(rows, kind).reshape(info.shape)
+        return dequantize(raw.reshape(*shape[:-1], shape[-1] // block * size), kind).reshape(shape)
 
     def where(self, key: str) -> str:
         """The name of the file."""
@@ -127,6 +141,13 @@ class GgufNamed:
         """Unpack and bring into transformers' layout, float32."""
         return self._process(key, (self.file.values(name) for name in self.groups[key]))
 
+    def rows(self, key: str, start: int, stop: int, dtype: torch.dtype) -> Tensor | None:
+        """Rows of a tensor that is stored as transformers wants it; None for one that is rearranged."""
+        names = self.groups[key]
+        if len(names) > 1 or not self._is_as_stored(names[0]):
+            return None
+        return self.file.rows(names[0], start, stop, dtype)
+
     def where(self, key: str) -> str:
         """The name of the file."""
         return self.file.where(key)
@@ -135,6 +156,15 @@ class GgufNamed:
         """Give the pages back."""
         for name in self.groups[key]:
             self.file.release(name)
+
+    def _is_as_stored(self, name: str) -> bool:
+        probe = np.broadcast_to(np.float32(0), self.file.spec(name).shape)
+        parsed: dict[str, dict[str, Tensor]] = {"tensors": {}}
+        with np.errstate(all="ignore"):
+            done = self.processor.process(
+                weights=probe, name=name, tensor_key_mapping=self.name_map, parsed_parameters=parsed
+            )
+        return done.weights is probe and done.name == name
 
     def _process(self, key: str, values: Iterable[np.ndarray[Any, Any]]) -> Tensor:
         # Processors that merge tensors (experts) put the result here themselves and return no name.

@@ -36,6 +36,10 @@ class Checkpoint(Protocol):
         """The values. May be a read-only view of the file: never write into it."""
         ...
 
+    def rows(self, key: str, start: int, stop: int, dtype: torch.dtype) -> Tensor | None:
+        """Rows [start, stop) in memory of their own; the file's pages are given back. None: only `read` can tell."""
+        ...
+
     def where(self, key: str) -> str:
         """The name of the file that holds a tensor."""
         ...
@@ -83,6 +87,12 @@ class MappedFile:
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             flat = torch.frombuffer(self.pages, dtype=spec.dtype, count=count, offset=begin)
         return flat.reshape(spec.shape)
+
+    def copy(self, begin: int, end: int, spec: TensorSpec, dtype: torch.dtype) -> Tensor:
+        """Bytes [begin, end) as a tensor of another dtype, in memory of its own; the pages are given back."""
+        tensor = self.view(begin, end, spec).to(dtype, copy=True)
+        self.release(begin, end)
+        return tensor
 
     def release(self, begin: int, end: int) -> None:
         """Drop the pages that lie wholly or partly in [begin, end)."""

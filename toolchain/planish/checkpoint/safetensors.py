@@ -62,6 +62,7 @@ class SafetensorsCheckpoint:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
         self._spans: dict[str, Span] = {}
+        self._last: Span | None = None
         for path in paths:
             for name, span in read_header(path).items():
                 if name in self._spans:
@@ -78,9 +79,23 @@ class SafetensorsCheckpoint:
         return self._spans[key].spec
 
     def read(self, key: str) -> Tensor:
-        """A read-only view of the file (zero-copy)."""
+        """A read-only view of the file (zero-copy).
+
+        The pages of the tensor that was read before are given back: a view of it reads them again where it needs them.
+        """
         span = self._spans[key]
+        if self._last is not None and self._last is not span:
+            self._last.file.release(self._last.begin, self._last.end)
+        self._last = span
         return span.file.view(span.begin, span.end, span.spec)
+
+    def rows(self, key: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Rows [start, stop), cast."""
+        span = self._spans[key]
+        shape = (stop - start, *span.spec.shape[1:])
+        step = TensorSpec(shape[1:], span.spec.dtype).nbytes
+        begin = span.begin + start * step
+        return span.file.copy(begin, begin + shape[0] * step, TensorSpec(shape, span.spec.dtype), dtype)
 
     def where(self, key: str) -> str:
         """The name of the file that holds a tensor."""

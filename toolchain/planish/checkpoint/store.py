@@ -16,6 +16,7 @@ from planish.checkpoint.missing import few, is_ignored, needed_but_missing, note
 from planish.checkpoint.names import Conversion, NamePlan, plan_names
 from planish.checkpoint.ties import representatives, same_values, tied_groups
 from planish_passes.errors import PlanishError
+from planish_passes.rows import Rows, cut, gathered, width_of
 from planish_passes.weights import TensorSpec, WeightStore
 
 
@@ -93,7 +94,7 @@ def load_weights(
 
     store = WeightStore()
     for name, spec in specs.items():
-        store = store.with_lazy(name, spec, entries[name].read, entries[name].sources)
+        store = store.with_lazy(name, spec, entries[name].read, entries[name].sources, entries[name].rows)
     notes = notes_on(model, [*plan.unexpected, *strangers], absent, plan.shadowed)
     return Loaded(store, aliases, absent, notes, checkpoint)
 
@@ -102,6 +103,7 @@ def load_weights(
 class _Entry:
     read: Callable[[], Tensor]
     sources: tuple[str, ...]
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class _Connector:
         entries = {}
         for name, key in plan.direct.items():
             self.check_shape(name, self.checkpoint.spec(key).shape, (key,))
-            entries[name] = _Entry(partial(self.read, key, self.specs[name].dtype), (key,))
+            entries[name] = self.entry(key, self.specs[name])
         strangers = []
         for group in plan.conversions:
             for name, shape in self.shapes(group).items():
@@ -126,6 +128,19 @@ class _Connector:
                 self.check_shape(name, shape, group.keys)
                 entries[name] = _Entry(partial(self.convert, group, name), group.keys)
         return entries, strangers
+
+    def entry(self, key: str, spec: TensorSpec) -> _Entry:
+        whole = partial(self.read, key, spec.dtype)
+        if not spec.shape or self.checkpoint.rows(key, 0, 0, spec.dtype) is None:
+            return _Entry(whole, (key,))
+        rows = partial(self.rows, key, spec.dtype)
+        same = self.checkpoint.spec(key).dtype == spec.dtype
+        return _Entry(whole if same else partial(gathered, spec, rows), (key,), rows)
+
+    def rows(self, key: str, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        found = self.checkpoint.rows(key, start, stop, dtype)
+        assert found is not None
+        return found
 
     def read(self, key: str, dtype: torch.dtype) -> Tensor:
         return self.checkpoint.read(key).to(dtype)
@@ -168,7 +183,7 @@ def _tie(
             raise PlanishError(
                 f"{name} is tied to {held}, but their shapes differ.", where, "take config.json and weights together"
             )
-        if name in entries and not same_values(entries[name].read(), entries[held].read()):
+        if name in entries and not _same(specs[name], entries[name], entries[held]):
             raise PlanishError(
                 f"The config ties {name} to {held}, but the checkpoint holds different values for them.",
                 where,
@@ -176,6 +191,12 @@ def _tie(
             )
         entries[name] = entries[held]
     return aliases
+
+
+def _same(spec: TensorSpec, a: _Entry, b: _Entry) -> bool:
+    if a.rows is None or b.rows is None:
+        return same_values(a.read(), b.read())
+    return all(same_values(a.rows(*span), b.rows(*span)) for span in cut(0, spec.shape[0], width_of(spec)))
 
 
 def _refuse(name: str, where: str) -> Tensor:

@@ -8,7 +8,9 @@ import typer
 
 from planish.cli.commands.compile import compile_command
 from planish.cli.commands.doctor import doctor_command
+from planish.cli.commands.eval import eval_command
 from planish.cli.commands.inspect import inspect_command
+from planish.cli.commands.run import run_command
 from planish.cli.commands.targets import targets_command
 from planish.cli.commands.verify import verify_command
 from planish.cli.guard import Guarded
@@ -60,6 +62,7 @@ def root(
       planish doctor                   what works on this machine
       planish compile MODEL -r int8    MODEL: a folder, hub id or .gguf file
       planish verify NAME.planish      check a bundle again
+      planish run NAME.planish         chat with a compiled language model
       planish COMMAND --help           examples for each command
     """
 
@@ -67,6 +70,8 @@ def root(
 for name, command, short in (
     ("compile", compile_command, "Compile a model, check every artifact, write a bundle."),
     ("verify", verify_command, "Check a bundle again."),
+    ("run", run_command, "Chat with a language model of a bundle, or complete a text."),
+    ("eval", eval_command, "Measure a language model: perplexity, distance to the original."),
     ("inspect", inspect_command, "Describe a model, a bundle or an artifact."),
     ("targets", targets_command, "List targets and recipes."),
     ("doctor", doctor_command, "Tell what works here, and what mends the rest."),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planish.tasks import features, image, text
+from planish.tasks import features, generation, image, text
 from planish.tasks.base import Task
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (*features.TASKS, *text.TASKS, *image.TASKS)}
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (*features.TASKS, *text.TASKS, *image.TASKS, *generation.TASKS)
+}
 
 __all__ = ["TASKS", "Task"]

@@ -31,6 +31,36 @@ class Input:
     shape: tuple[int | Axis, ...]
 
 
+class Step(nn.Module):
+    """The traced call: named inputs in, fields of the model's output out. Those that are None are left out."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names, self.outputs = model, tuple(names), tuple(outputs)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Positional, in the order of the names."""
+        result = self.model(**dict(zip(self.names, tensors, strict=True)), return_dict=True)
+        return tuple(result[o] for o in self.outputs if result.get(o) is not None)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What capture traces.
+
+    Args:
+        step: takes the inputs positionally, returns a tuple of outputs; holds the model as `model`.
+        inputs: named, in order.
+        outputs: names, in order.
+        states: (name of an output, name of the input that it becomes in the next call).
+    """
+
+    step: nn.Module
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    states: tuple[tuple[str, str], ...] = ()
+
+
 class Task(Protocol):
     """A task of optimum's naming."""
 
@@ -40,17 +70,18 @@ class Task(Protocol):
         ...
 
     @property
-    def outputs(self) -> tuple[str, ...]:
-        """Fields of the model's output, in order; those that are None are left out."""
+    def entry(self) -> str:
+        """Name of the program: "encode" or "decode"."""
         ...
 
     @property
     def metric(self) -> str:
-        """What a user of this task compares: "embedding" (cosine of pooled outputs) or "argmax" (decisions)."""
+        """What a user of this task compares: "embedding" (cosine of pooled outputs), "argmax" (decisions) or "tokens"
+        (distributions over the next token)."""
         ...
 
-    def inputs(self, config: Any, model: nn.Module) -> tuple[Input, ...]:
-        """Inputs to trace `model` (on meta) with."""
+    def call(self, config: Any, model: nn.Module) -> Call:
+        """How to trace `model` (on meta)."""
         ...
 
     def samples(self, folder: Path, config: Any, longest: int) -> Sequence[Mapping[str, Tensor]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from planish.tasks.base import Input, Task
+from planish.tasks.base import Call, Task
 from planish.tasks.image import ImageTask
 from planish.tasks.text import TextTask
 
@@ -21,10 +21,11 @@ class FeatureTask:
     name: str = "feature-extraction"
     outputs: tuple[str, ...] = ("last_hidden_state",)
     metric: str = "embedding"
+    entry: str = "encode"
 
-    def inputs(self, config: Any, model: nn.Module) -> tuple[Input, ...]:
+    def call(self, config: Any, model: nn.Module) -> Call:
         """Of text or of pictures, by the model's main input."""
-        return self._of(getattr(model, "main_input_name", "") == "pixel_values").inputs(config, model)
+        return self._of(getattr(model, "main_input_name", "") == "pixel_values").call(config, model)
 
     def samples(self, folder: Path, config: Any, longest: int) -> Sequence[Mapping[str, Tensor]]:
         """Sentences, or pictures where there is no sequence."""

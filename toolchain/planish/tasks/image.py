@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planish.tasks.base import Axis, Input
+from planish.tasks.base import Axis, Call, Input, Step
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class ImageTask:
     name: str
     outputs: tuple[str, ...]
     metric: str = "argmax"
+    entry: str = "encode"
 
-    def inputs(self, config: Any, model: nn.Module) -> tuple[Input, ...]:
+    def call(self, config: Any, model: nn.Module) -> Call:
         """`pixel_values` at the size that the config names (224 when it names none)."""
         height, width = image_size(config)
         channels = int(getattr(config, "num_channels", 3) or 3)
-        return (Input("pixel_values", torch.float32, (Axis("batch", 1, 1024), channels, height, width)),)
+        pixels = Input("pixel_values", torch.float32, (Axis("batch", 1, 1024), channels, height, width))
+        return Call(Step(model, [pixels.name], self.outputs), (pixels,), self.outputs)
 
     def samples(self, folder: Path, config: Any, longest: int) -> Sequence[Mapping[str, Tensor]]:
         """Synthetic pictures (gradients, checks, noise, edges), normalised to about [-1, 1]."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planish.tasks.base import Axis, Input
+from planish.tasks.base import Axis, Call, Input, Step
 
 TRACED = ("input_ids", "attention_mask", "token_type_ids", "bbox")
 
@@ -24,20 +24,21 @@ class TextTask:
     name: str
     outputs: tuple[str, ...]
     metric: str = "argmax"
+    entry: str = "encode"
 
-    def inputs(self, config: Any, model: nn.Module) -> tuple[Input, ...]:
+    def call(self, config: Any, model: nn.Module) -> Call:
         """`input_ids`, `attention_mask` and, where the model has more than one type, `token_type_ids`: [B, S] int64."""
         accepted = inspect.signature(model.forward).parameters
         shape = (Axis("batch", 1, 1024), Axis("sequence", 2, max_length(config, model)))
         names = [n for n in TRACED[:2] if n in accepted]
         if "token_type_ids" in accepted and int(getattr(config, "type_vocab_size", 0) or 0) > 1:
             names.append("token_type_ids")
-        return tuple(Input(name, torch.int64, shape) for name in names)
+        return Call(Step(model, names, self.outputs), tuple(Input(n, torch.int64, shape) for n in names), self.outputs)
 
     def samples(self, folder: Path, config: Any, longest: int) -> Sequence[Mapping[str, Tensor]]:
         """The shipped sentences through the model's own tokenizer; random tokens when the folder has none."""
         sentences = resources.files("planish.tasks").joinpath("sentences.txt").read_text("utf-8").splitlines()
-        tokenizer = _tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         if tokenizer is None:
             return _random_samples(self.name, config, longest)
         texts: list[tuple[str, ...]] = [(s,) for s in sentences]
@@ -61,9 +62,12 @@ def max_length(config: Any, model: nn.Module) -> int:
     return max(limit, 2) if limit else 512
 
 
-def _tokenizer(folder: Path) -> Any | None:
+def load_tokenizer(folder: Path) -> Any | None:
+    """The model's own tokenizer, from a folder or a GGUF file; None when the folder has none."""
     from transformers import AutoTokenizer
 
+    if folder.suffix == ".gguf":
+        return AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name)
     known = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
     if not any((folder / name).is_file() for name in known):
         return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from planish.verdict import Failed, Metric, Passed, Verdict
+from planish_passes.pack_linears import PACKED
 from planish_passes.program import Program
 from planish_passes.quantise import quantized
 from planish_passes.weights import QuantizedTensor, WeightStore
@@ -15,15 +16,21 @@ from planish_targets.contract import Evidence
 HALF_STEP = 0.5 + 1e-3  # round to nearest is off by half a step at most; the rest is float32 division
 
 
-def check_program_weights(program: Program, original: WeightStore) -> Verdict:
+FAR = 0.5  # relative error (Frobenius) that no rounding of 4 bits comes near; a wrong tensor has one of 1 and more
+
+
+def check_program_weights(program: Program, original: WeightStore, nearest: bool = True) -> Verdict:
     """Every dequantised weight lies within half a quantisation step of the checkpoint's value.
 
-    A shifted, transposed, zeroed or truncated tensor does not, and neither does rounding down.
+    A shifted, transposed, zeroed or truncated tensor does not, and neither does rounding down. Roundings that look at
+    more than one value (`nearest` False) move single values further; they are held to the tensor as a whole.
 
     Args:
         program: the quantised program.
         original: weights before quantisation.
     """
+    if not nearest:
+        return _as_a_whole(program, original)
     worst, at = 0.0, ""
     for name, tensor in quantized(program).items():
         weight = original.read(name).to(torch.float32)
@@ -39,9 +46,24 @@ def check_program_weights(program: Program, original: WeightStore) -> Verdict:
     return Failed("weights", Evidence.EXECUTED, reason, (metric,), "torch CPU")
 
 
+def _as_a_whole(program: Program, original: WeightStore) -> Verdict:
+    worst, at = 0.0, ""
+    for name, tensor in quantized(program).items():
+        weight = original.read(name).to(torch.float32)
+        error = float((weight - tensor.dequantize()).norm() / weight.norm().clamp(min=1e-12))
+        if not error <= worst:
+            worst, at = error, name
+    metric = Metric("relative", worst, FAR, case=at)
+    if metric.ok:
+        return Passed("weights", Evidence.EXECUTED, (metric,), "torch CPU")
+    reason = f"weight {at!r} is {worst:.0%} of its own size away from the checkpoint"
+    return Failed("weights", Evidence.EXECUTED, reason, (metric,), "torch CPU")
+
+
 def check_artifact_weights(program: Program, found: Mapping[str, QuantizedTensor]) -> Verdict:
     """The integers and scales read back from the artifact's files equal the program's, bit for bit."""
     truth = quantized(program)
+    found = _apart(found, {n: t.values.shape[0] for n, t in truth.items()})
     for name, tensor in truth.items():
         if name not in found:
             return _wrong(f"weight {name!r} is not in the artifact as integers")
@@ -49,9 +71,31 @@ def check_artifact_weights(program: Program, found: Mapping[str, QuantizedTensor
             return _wrong(f"weight {name!r}: {_different(found[name].values, tensor.values)} integers differ")
         if not torch.equal(found[name].scales.float(), tensor.scales):
             return _wrong(f"weight {name!r}: {_different(found[name].scales.float(), tensor.scales)} scales differ")
+        if _zeros_differ(found[name].zero_points, tensor.zero_points):
+            return _wrong(f"weight {name!r}: zero points differ")
     return Passed(
         "weights", Evidence.EXECUTED, (Metric("bit_equal_tensors", float(len(truth))),), "read from the files"
     )
+
+
+def _apart(found: Mapping[str, QuantizedTensor], rows: Mapping[str, int]) -> dict[str, QuantizedTensor]:
+    """Weights that a target stores one behind the other, each by its own name again."""
+    apart: dict[str, QuantizedTensor] = {}
+    for whole, tensor in found.items():
+        at = 0
+        for name in whole.split(PACKED):
+            if name not in rows or PACKED not in whole:
+                apart[name] = tensor
+                continue
+            span = slice(at, at + rows[name])
+            zeros = None if tensor.zero_points is None else tensor.zero_points[span]
+            apart[name] = QuantizedTensor(tensor.values[span], tensor.scales[span], zeros, tensor.format)
+            at += rows[name]
+    return apart
+
+
+def _zeros_differ(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return (a is None) != (b is None) or (a is not None and b is not None and not torch.equal(a, b))
 
 
 def _different(a: torch.Tensor, b: torch.Tensor) -> str:

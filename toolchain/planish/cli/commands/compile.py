@@ -32,6 +32,16 @@ def compile_command(
     recipe: Annotated[
         str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="Quantisation recipe.  [default: float]")
     ] = None,
+    group: Annotated[
+        int | None, typer.Option(metavar="16|32|64|128", help="Weights that share a scale.  [default: the recipe's]")
+    ] = None,
+    symmetric: Annotated[
+        bool | None, typer.Option("--symmetric/--asymmetric", help="Without or with zero points.")
+    ] = None,
+    rounding: Annotated[
+        str | None,
+        typer.Option(metavar="nearest|search|calibrated", help="How integers are found.  [default: auto, by size]"),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Bundle to write.  [default: NAME-RECIPE.planish]"),
@@ -59,8 +69,14 @@ def compile_command(
         typer.Option(
             "--gate",
             metavar="NAME=LIMIT",
-            help="Limit of a gate: cosine, agreement, capture, lowering, placement; repeatable.",
+            help="Limit of a gate: cosine, agreement, divergence, capture, lowering, placement; repeatable.",
         ),
+    ] = None,
+    logits: Annotated[
+        str | None, typer.Option(metavar="last|all", help="Positions that a language model answers.  [default: last]")
+    ] = None,
+    verify: Annotated[
+        bool | None, typer.Option("--verify/--no-verify", help="Check every artifact.  [default: up to 2e9 weights]")
     ] = None,
     keep_failed: Annotated[
         bool | None,
@@ -100,6 +116,9 @@ def compile_command(
         "model": model,
         "targets": options.names(targets) or None,
         "recipe": recipe,
+        "group": group,
+        "symmetric": symmetric,
+        "rounding": rounding,
         "output": output,
         "task": task,
         "revision": revision,
@@ -107,6 +126,8 @@ def compile_command(
         "sequence_length": sequence_length,
         "dynamic": dynamic,
         "gates": options.numbers(gate, "--gate") or None,
+        "logits": logits,
+        "verify": verify,
         "keep_failed": keep_failed,
         "runner": options.pairs(runner, "--runner") or None,
         "threads": threads,

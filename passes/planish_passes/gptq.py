@@ -1,0 +1,143 @@
+"""Calibrated rounding: each column's rounding error is made up for by the columns that are still to come.
+
+"GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", Frantar et al. 2023, with two
+changes: the grid of a group is searched for when the group is reached, and that search weighs errors by the mean square
+of each input, which matters more than anything else where a few channels carry most of the activation. Where the inputs
+have drifted from those of the float model, because earlier weights are rounded already, the weight is first moved
+towards the one that gives the float model's outputs from the drifted inputs ("GPTAQ", Li et al. 2025, has that aim).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from planish_passes.errors import PlanishError
+from planish_passes.rounding import Grid, Rounded, cut, encode, least_error
+from planish_passes.weights import WeightFormat
+
+BLOCK = 1 << 21  # elements of a block of rows
+WIDTH = 128  # columns whose errors are passed on together, where one group is the whole row
+DOUBLE_UP_TO = 2048  # features: up to here factorisations are float64, beyond that their memory would be too much
+LEAST_DAMPING = 1e-6  # the first share that is tried after no damping at all
+
+
+class Curvature(NamedTuple):
+    """What rounding needs to know about the inputs of a linear.
+
+    Args:
+        factor: upper triangular [K, K], factor^T @ factor = inverse of the damped second moment.
+        importance: [K], mean square of each input feature, damped.
+        shift: [K, K] or None; weight @ shift is added to a weight before it is rounded.
+    """
+
+    factor: Tensor
+    importance: Tensor
+    shift: Tensor | None = None
+
+
+def curvature(moment: Tensor, damping: float = 0.01, drift: Tensor | None = None) -> Curvature:
+    """Prepare a second moment for `gptq`; linears that read the same input share the result.
+
+    Args:
+        moment: [K, K], sum or mean of x^T x over calibration tokens. Features that were always zero are allowed.
+        damping: share of the mean diagonal that is added to the diagonal; raised tenfold, up to 1, while the matrix
+            cannot be factorised.
+        drift: [K, K], d^T x in the units of `moment`, where d is what the float model's inputs have more than x, times
+            the share of the drift that weights shall make up for. None: no drift.
+
+    Raises:
+        PlanishError: the matrix holds NaN or infinite values, or is far from positive semi-definite.
+    """
+    wide = moment.to(torch.float64 if len(moment) <= DOUBLE_UP_TO else torch.float32)
+    mean = float(wide.diagonal().mean())
+    if not bool(torch.isfinite(wide).all()) or (drift is not None and not bool(torch.isfinite(drift).all())):
+        raise _unusable("it holds NaN or infinite values")
+    if mean == 0:  # no input ever differed from zero
+        return Curvature(torch.eye(len(moment)), torch.ones(len(moment)))
+    share = damping
+    while share <= 1 and mean > 0:
+        damped = wide.clone()
+        damped.diagonal().add_(share * mean)
+        importance = damped.diagonal().to(torch.float32) / mean
+        factor = _inverse_factor(damped)
+        if factor is not None:
+            return Curvature(factor, importance, None if drift is None else drift @ factor.t() @ factor)
+        share = max(10 * share, LEAST_DAMPING)
+    raise _unusable("it is not positive semi-definite")
+
+
+def _inverse_factor(moment: Tensor) -> Tensor | None:
+    lower, failed = torch.linalg.cholesky_ex(moment)
+    if failed:
+        return None
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if failed else upper.to(torch.float32)
+
+
+def gptq(weight: Tensor, inputs: Curvature, format: WeightFormat) -> Rounded:
+    """Round a weight so that its outputs, not its values, stay close.
+
+    Args:
+        weight: any float dtype, [N, K].
+        inputs: of the activations that the weight is multiplied with.
+        format: group divides K (0 = one group per row).
+
+    Raises:
+        PlanishError: the group does not divide K, or the weight holds NaN or infinite values.
+    """
+    rows, columns = weight.shape
+    groups = columns // format.group if format.group else 1
+    values = torch.empty(rows, columns, dtype=torch.int8)
+    scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups, dtype=torch.int8)
+    step = max(1, BLOCK // columns)
+    for start in range(0, rows, step):
+        block = cut(weight[start : start + step], format)
+        if inputs.shift is not None:
+            flat = block.flatten(1)
+            block = torch.addmm(flat, flat, inputs.shift).view_as(block)
+        part = _round_rows(block, inputs, format)
+        for whole, piece in zip((values, scales, zeros), part, strict=True):
+            whole[start : start + step] = piece
+    return Rounded(values, scales, None if format.symmetric else zeros)
+
+
+def _round_rows(block: Tensor, inputs: Curvature, format: WeightFormat) -> tuple[Tensor, Tensor, Tensor]:
+    rows, groups, size = block.shape
+    columns = groups * size
+    width = format.group or min(WIDTH, columns)
+    rest = block.view(rows, columns).t().contiguous()  # one contiguous row per input feature
+    codes, (scales, zeros) = torch.empty_like(rest), torch.empty(2, groups, rows)
+    for start in range(0, columns, width):
+        stop = min(start + width, columns)
+        group = start // size
+        if start % size == 0:
+            members = slice(start, start + size)
+            grid = least_error(rest[members].t().contiguous(), format, inputs.importance[members])
+            scales[group], zeros[group] = grid
+        factor = inputs.factor[start:stop, start:]
+        errors = _round_columns(rest[start:stop], codes[start:stop], (scales[group], zeros[group]), factor, format)
+        rest[stop:].addmm_(factor[:, stop - start :].t(), errors, alpha=-1)
+    return codes.t().to(torch.int8), scales.t(), zeros.t()
+
+
+def _round_columns(rest: Tensor, codes: Tensor, grid: Grid, factor: Tensor, format: WeightFormat) -> Tensor:
+    """Round the rows of `rest` one after the other into `codes`; returns their errors, scaled for what follows."""
+    scales, zeros = grid
+    errors = torch.empty_like(rest)
+    for i in range(len(rest)):
+        codes[i] = encode(rest[i, :, None], grid, format)[:, 0]
+        torch.sub(rest[i], (codes[i] - zeros) * scales, out=errors[i])
+        errors[i] /= factor[i, i]
+        rest[i + 1 :].addr_(factor[i, i + 1 : len(rest)], errors[i], alpha=-1)
+    return errors
+
+
+def _unusable(why: str) -> PlanishError:
+    return PlanishError(
+        f"the second moment of a linear's inputs cannot be used: {why}",
+        "calibration",
+        "calibrate with more or other text, or choose an algorithm without calibration",
+    )

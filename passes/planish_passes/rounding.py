@@ -1,0 +1,197 @@
+"""Weights to integers without calibration data: round to nearest, and a search for the grid with the least error.
+
+A weight [N, K] is cut into groups along K; each group has a scale and, when the format is asymmetric, a zero point:
+w = (value - zero point) * scale. Values and zero points are signed integers in `format.range` (4 bits: -8..7; a runtime
+that stores unsigned codes adds 8 to both), scales are float16 values held as float32, so that every target stores the
+same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from planish_passes.errors import PlanishError
+from planish_passes.weights import WeightFormat
+
+# Elements per row block: the temporaries of a block stay in the processor's cache. The result does not depend on it.
+BLOCK = 1 << 17
+# Widths that the search tries, as shares of the group's own width. Below 1 the largest values are clipped; 15/14, 15/13
+# ... find the grid of a 4-bit group that does not reach both ends of it.
+SHARES = tuple(15 / n for n in (20, 19, 18, 17.5, 17, 16.5, 16, 15.5, 15, 14.5, 14, 13))
+SMALLEST, LARGEST = 2.0**-14, 65504.0  # normal float16 numbers; runtimes flush what lies below
+
+
+class Rounded(NamedTuple):
+    """A weight as integers.
+
+    Args:
+        values: int8 [N, K].
+        scales: float32 [N, G], positive, every one a normal float16 value.
+        zero_points: int8 [N, G], or None when the format is symmetric.
+    """
+
+    values: Tensor
+    scales: Tensor
+    zero_points: Tensor | None
+
+
+Grid = tuple[Tensor, Tensor]
+"""Scales and zero points (both float32, whole numbers in the latter), one per group."""
+Fit = Callable[[Tensor, WeightFormat, Tensor | None], Grid]
+"""(groups [..., G, g], format, importance broadcastable to the groups or None) -> grid [..., G]."""
+
+
+def round_to_nearest(weight: Tensor, format: WeightFormat) -> Rounded:
+    """The grid that just holds the smallest and the largest value of each group, and the nearest integers.
+
+    Args:
+        weight: any float dtype, [N, K].
+        format: group divides K (0 = one group per row).
+
+    Raises:
+        PlanishError: the group does not divide K, or the weight holds NaN or infinite values.
+    """
+    return _by_rows(weight, format, full_range, None)
+
+
+def search(weight: Tensor, format: WeightFormat, importance: Tensor | None = None) -> Rounded:
+    """The grid with the least squared error among clipped and shifted ones, then the least-squares scale.
+
+    The full range is one of the candidates, so that the error is never above that of `round_to_nearest`.
+
+    Args:
+        weight: any float dtype, [N, K].
+        format: group divides K (0 = one group per row).
+        importance: non-negative weight of the error of each input feature, [K]; all alike when None.
+
+    Raises:
+        PlanishError: as `round_to_nearest`.
+    """
+    return _by_rows(weight, format, least_error, importance)
+
+
+def encode(groups: Tensor, grid: Grid, format: WeightFormat) -> Tensor:
+    """The nearest integers (ties to even) of groups [..., G, g], as float32."""
+    scales, zeros = grid
+    low, high = format.range
+    return torch.round(groups / scales[..., None]).add_(zeros[..., None]).clamp_(low, high)
+
+
+def full_range(groups: Tensor, format: WeightFormat, importance: Tensor | None = None) -> Grid:
+    """The smallest grid that clips nothing; zero stays representable."""
+    least, most = _ends(groups)
+    low, high = format.range
+    if format.symmetric:
+        scales = _half_up(torch.maximum(-least, most) / high)
+        return scales, torch.zeros_like(scales)
+    scales = _half_up((most - least) / (high - low))
+    return scales, torch.round(low - least / scales).clamp_(low, high)
+
+
+def least_error(groups: Tensor, format: WeightFormat, importance: Tensor | None = None) -> Grid:
+    """The best grid that the search finds for each group; see `search`."""
+    best = _Best(groups, format, importance)
+    best.consider(*full_range(groups, format))
+    least, most = _ends(groups)
+    low, high = format.range
+    width = 2 * torch.maximum(-least, most) if format.symmetric else most - least
+    for share in SHARES:
+        scales = _half(width * (share / (high - low)))
+        if format.symmetric:
+            best.consider(scales, torch.zeros_like(scales))
+        else:  # the two integers next to the zero point that clips both ends alike
+            below = torch.floor((low + high) / 2 - (least + most) / (2 * scales))
+            best.consider(scales, below.clamp(low, high), (below + 1).clamp(low, high))
+    for _ in range(2):
+        best.consider(best.least_squares(), best.zeros)
+    return best.scales, best.zeros
+
+
+class _Best:
+    """The best grid so far, per group."""
+
+    def __init__(self, groups: Tensor, format: WeightFormat, importance: Tensor | None) -> None:
+        self.groups, self.format, self.importance = groups, format, importance
+        self.errors = groups.new_full(groups.shape[:-1], float("inf"))
+        self.scales, self.zeros = torch.ones_like(self.errors), torch.zeros_like(self.errors)
+
+    def consider(self, scales: Tensor, *zeros: Tensor) -> None:
+        """Keep scales and one of the zero points where they are better."""
+        exact = self.groups / scales[..., None]
+        nearest = torch.round(exact)
+        low, high = self.format.range
+        for zero in zeros:
+            error = torch.clamp(nearest, (low - zero)[..., None], (high - zero)[..., None]).sub_(exact)
+            errors = self._sum(error, error).mul_(scales * scales)
+            better = errors < self.errors
+            self.errors = torch.where(better, errors, self.errors)
+            self.scales, self.zeros = (
+                torch.where(better, n, o) for n, o in ((scales, self.scales), (zero, self.zeros))
+            )
+
+    def least_squares(self) -> Tensor:
+        """The scales that fit best to the integers of the best grid."""
+        codes = encode(self.groups, (self.scales, self.zeros), self.format).sub_(self.zeros[..., None])
+        products, squares = self._sum(codes, self.groups), self._sum(codes, codes)
+        return _half(torch.where(squares > 0, products / squares.clamp(min=SMALLEST), self.scales))
+
+    def _sum(self, a: Tensor, b: Tensor) -> Tensor:
+        if self.importance is None:
+            return torch.linalg.vecdot(a, b)
+        return torch.linalg.vecdot(a * self.importance, b)
+
+
+def cut(weight: Tensor, format: WeightFormat) -> Tensor:
+    """float32 [N, G, g]: the groups of a weight [N, K].
+
+    Raises:
+        PlanishError: see `round_to_nearest`.
+    """
+    rows, columns = weight.shape
+    size = format.group or columns
+    if columns % size:
+        raise PlanishError(
+            f"{columns} input features do not divide into groups of {size}",
+            f"a weight of shape [{rows}, {columns}]",
+            "choose a group that divides the input features, or 0 for one group per row",
+        )
+    return weight.to(torch.float32).view(rows, columns // size, size)
+
+
+def _by_rows(weight: Tensor, format: WeightFormat, fit: Fit, importance: Tensor | None) -> Rounded:
+    rows, columns = weight.shape
+    groups = columns // format.group if format.group else 1
+    values = torch.empty(rows, columns, dtype=torch.int8)
+    scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups, dtype=torch.int8)
+    weighting = None if importance is None else importance.to(torch.float32).view(groups, -1)
+    step = max(1, BLOCK // columns)
+    for start in range(0, rows, step):
+        block = cut(weight[start : start + step], format)
+        grid = fit(block, format, weighting)
+        values[start : start + step] = encode(block, grid, format).view(-1, columns)
+        scales[start : start + step], zeros[start : start + step] = grid
+    return Rounded(values, scales, None if format.symmetric else zeros)
+
+
+def _ends(groups: Tensor) -> tuple[Tensor, Tensor]:
+    least, most = groups.aminmax(dim=-1)
+    if not bool((torch.isfinite(least) & torch.isfinite(most)).all()):
+        raise PlanishError(
+            "a weight holds NaN or infinite values", "the weight being quantised", "repair the checkpoint"
+        )
+    return least.clamp(max=0), most.clamp(min=0)
+
+
+def _half(exact: Tensor) -> Tensor:
+    return exact.clamp(SMALLEST, LARGEST).to(torch.float16).to(torch.float32)
+
+
+def _half_up(exact: Tensor) -> Tensor:
+    """The next float16 value that is not smaller: nothing is clipped by the rounding of the scale."""
+    half = exact.clamp(SMALLEST, LARGEST).to(torch.float16)
+    up = torch.nextafter(half, torch.full_like(half, LARGEST))
+    return torch.where(half.to(torch.float32) < exact, up, half).to(torch.float32)
