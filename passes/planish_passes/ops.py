@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
+_BLOCK = 1 << 24  # elements that are floating point at a time, when a program runs with real weights
 GELU_LOW = 0.1701  # GELU and its tanh form never fall below -0.17005
 
 _library = torch.library.Library("planish", "DEF")
@@ -185,9 +187,16 @@ def linear_q(
         bits: width of the integers (2, 4 or 8).
         activations: see `quantize_activations`.
     """
-    return torch.nn.functional.linear(
-        quantize_activations(x, activations), dequantize(weight, scales, zero_points, x.dtype), bias
-    )
+    rounded, step = quantize_activations(x, activations), max(1, _BLOCK // max(int(weight.shape[1]), 1))
+    if isinstance(weight, FakeTensor) or weight.shape[0] <= step:
+        return torch.nn.functional.linear(rounded, dequantize(weight, scales, zero_points, x.dtype), bias)
+    parts = []
+    for at in range(0, weight.shape[0], step):
+        span = slice(at, at + step)
+        zeros = None if zero_points is None else zero_points[span]
+        rows = dequantize(weight[span], scales[span], zeros, x.dtype)
+        parts.append(torch.nn.functional.linear(rounded, rows, None if bias is None else bias[span]))
+    return torch.cat(parts, dim=-1)
 
 
 def _embedding_q_fake(ids: Tensor, weight: Tensor, scales: Tensor, *_: Any) -> Tensor:

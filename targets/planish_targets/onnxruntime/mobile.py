@@ -1,13 +1,18 @@
 """The form for reduced mobile builds: model.ort, and the list of operators and types that such a build needs.
 
-Both files use one copy of the weights: the .onnx file's external data points into the .ort file.
+Both files use one copy of the weights: the .onnx file's external data points into the .ort file. The converter is
+native code that holds the model several times, so it runs as a process of its own: this file, which knows nothing of
+planish.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 ORT_FILE = "model.ort"
@@ -20,7 +25,25 @@ def add_mobile_form(folder: Path, file: str) -> tuple[str, ...]:
 
     Returns:
         Notes for the user (tensors that ONNX Runtime changed while converting, so that both files hold them).
+
+    Raises:
+        PlanishError: the converter failed; tells its last words.
     """
+    done = subprocess.run([sys.executable, __file__, str(folder), file], capture_output=True, text=True)
+    if done.returncode:
+        from planish_passes.errors import PlanishError
+
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        hint = "report it with the model's config.json"
+        raise PlanishError(f"{ORT_FILE} cannot be written: {last}", str(folder / file), hint)
+    kept: list[str] = json.loads(done.stdout.splitlines()[-1])
+    if not kept:
+        return ()
+    return (f"{len(kept)} tensors are stored in both {file} and {ORT_FILE}: {', '.join(kept[:3])}",)
+
+
+def convert(folder: Path, file: str) -> list[str]:
+    """Write the files; returns the names of tensors that both files hold."""
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
     logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)
@@ -32,10 +55,7 @@ def add_mobile_form(folder: Path, file: str) -> tuple[str, ...]:
             target_platform="arm",
             enable_type_reduction=True,
         )
-    kept = _share(folder, file)
-    if not kept:
-        return ()
-    return (f"{len(kept)} tensors are stored in both {file} and {ORT_FILE}: {', '.join(kept[:3])}",)
+    return _share(folder, file)
 
 
 def _share(folder: Path, file: str) -> list[str]:
@@ -76,3 +96,7 @@ def _offsets(path: Path) -> dict[str, tuple[int, bytes]]:
             raw = tensor.RawDataAsNumpy()
             found[tensor.Name().decode()] = (int(raw.ctypes.data - base), raw.tobytes())
     return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(convert(Path(sys.argv[1]), sys.argv[2])))
