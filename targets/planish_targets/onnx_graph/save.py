@@ -102,10 +102,10 @@ class _Stream:
         return self.numpy()
 
     def __dlpack__(self, **_: Any) -> Any:
-        raise NotImplementedError(self.name)
+        raise TypeError(f"{self.name} is written in blocks and never held as a whole")
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        raise NotImplementedError(self.name)
+        raise TypeError(f"{self.name} is written in blocks and never held as a whole")
 
     def _block(self, start: int, stop: int) -> np.ndarray[Any, Any]:
         array = self.weights.rows(self.name, start, stop).detach().contiguous().numpy()
