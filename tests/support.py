@@ -15,7 +15,7 @@ from planish.capture import Captured, capture
 from planish.tasks import TASKS
 from planish.tasks.image import ImageTask
 from planish_passes.program import Port, Program
-from planish_passes.weights import TensorSpec, WeightStore
+from planish_passes.weights import TensorSpec, WeightFormat, WeightStore
 
 _TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 _VOCABULARY = {**_TEXT, "vocab_size": 100}
@@ -109,3 +109,36 @@ def program_of(module: nn.Module, *examples: Tensor, dynamic: Any = None) -> Pro
     returned = exported.graph.output_node().args[0]
     outputs = tuple(Port(f"y{i}", n.meta["val"].dtype, tuple(n.meta["val"].shape)) for i, n in enumerate(returned))
     return Program("test", exported, store, inputs, outputs)
+
+
+def symmetric_scales(weight: Tensor, format: WeightFormat) -> Tensor:
+    """Scale per row and group so that the largest magnitude maps to the largest integer.
+
+    Scales are rounded up to float16 values, so that targets that store them as float16 and targets that store them as
+    float32 hold the same numbers.
+
+    Args:
+        weight: float [N, K].
+
+    Returns:
+        float32 [N, G], positive.
+    """
+    rows, columns = weight.shape
+    grouped = weight.to(torch.float32).view(rows, -1, format.group or columns)
+    return up_to_half(grouped.abs().amax(dim=-1) / format.range[1])
+
+
+def up_to_half(exact: Tensor) -> Tensor:
+    """The next float16 value that is not smaller, at least the smallest normal one; as float32."""
+    half = exact.to(torch.float16)
+    up = torch.nextafter(half, torch.full_like(half, float("inf")))
+    scales = torch.where(half.to(torch.float32) < exact, up, half).to(torch.float32)
+    return scales.clamp(min=2.0**-14)  # runtimes flush what lies below
+
+
+def symmetric_values(weight: Tensor, scales: Tensor, format: WeightFormat) -> Tensor:
+    """Round to nearest (ties to even): int8 [N, K]."""
+    rows, _ = weight.shape
+    low, high = format.range
+    grouped = weight.to(torch.float32).view(rows, scales.shape[1], -1)
+    return torch.round(grouped / scales[..., None]).clamp(low, high).to(torch.int8).view(weight.shape)

@@ -170,39 +170,6 @@ def _replace_call(program: Program, node: fx.Node, parts: tuple[fx.Node | None, 
     program.graph.erase_node(node)
 
 
-def symmetric_scales(weight: Tensor, format: WeightFormat) -> Tensor:
-    """Scale per row and group so that the largest magnitude maps to the largest integer.
-
-    Scales are rounded up to float16 values, so that targets that store them as float16 and targets that store them as
-    float32 hold the same numbers.
-
-    Args:
-        weight: float [N, K].
-
-    Returns:
-        float32 [N, G], positive.
-    """
-    rows, columns = weight.shape
-    grouped = weight.to(torch.float32).view(rows, -1, format.group or columns)
-    return up_to_half(grouped.abs().amax(dim=-1) / format.range[1])
-
-
-def up_to_half(exact: Tensor) -> Tensor:
-    """The next float16 value that is not smaller, at least the smallest normal one; as float32."""
-    half = exact.to(torch.float16)
-    up = torch.nextafter(half, torch.full_like(half, float("inf")))
-    scales = torch.where(half.to(torch.float32) < exact, up, half).to(torch.float32)
-    return scales.clamp(min=2.0**-14)  # runtimes flush what lies below
-
-
-def symmetric_values(weight: Tensor, scales: Tensor, format: WeightFormat) -> Tensor:
-    """Round to nearest (ties to even): int8 [N, K]."""
-    rows, _ = weight.shape
-    low, high = format.range
-    grouped = weight.to(torch.float32).view(rows, scales.shape[1], -1)
-    return torch.round(grouped / scales[..., None]).clamp(low, high).to(torch.int8).view(weight.shape)
-
-
 def quantized(program: Program) -> dict[str, QuantizedTensor]:
     """The quantised weights of a program, by the name of the weight that they replace."""
     found: dict[str, QuantizedTensor] = {}

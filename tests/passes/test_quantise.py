@@ -2,13 +2,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import capture_family, feed, program_of
+from support import capture_family, feed, program_of, symmetric_scales, symmetric_values
 from torch import Tensor, nn
 
 from planish_passes.canonicalise import Canonicalise
 from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
-from planish_passes.quantise import Quantise, quantized, symmetric_scales, symmetric_values
+from planish_passes.quantise import Quantise, quantized
 from planish_passes.weights import QuantizedTensor, WeightFormat
 
 

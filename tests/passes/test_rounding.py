@@ -2,12 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import symmetric_scales, symmetric_values
 from torch import Tensor
 
 from planish_passes import rounding
 from planish_passes.errors import PlanishError
 from planish_passes.ops import dequantize
-from planish_passes.quantise import symmetric_scales, symmetric_values
 from planish_passes.rounding import Rounded, round_to_nearest, search
 from planish_passes.weights import WeightFormat
 
