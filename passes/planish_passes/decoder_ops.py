@@ -96,6 +96,65 @@ def cached_attention(
 
 
 @composite(
+    "cache_write(Tensor cache, Tensor new, Tensor slots) -> Tensor", lambda cache, *_: cache.new_empty(cache.shape)
+)
+def cache_write(cache: Tensor, new: Tensor, slots: Tensor) -> Tensor:
+    """A cache of a fixed size with new keys or values at their slots.
+
+    Args:
+        cache: [1, H, C, D].
+        new: [1, H, Q, D].
+        slots: int64 [1, Q], below C, one after the other.
+
+    Returns:
+        [1, H, C, D].
+    """
+    return cache.index_copy(2, slots[0], new)
+
+
+def _resident_fake(q: Tensor, k: Tensor, v: Tensor, cache_k: Tensor, cache_v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    out = q.new_empty((q.shape[0], q.shape[2], q.shape[1], v.shape[3]))
+    return out, cache_k.new_empty(cache_k.shape), cache_v.new_empty(cache_v.shape)
+
+
+@composite(
+    "resident_attention(Tensor q, Tensor k, Tensor v, Tensor cache_k, Tensor cache_v, Tensor slots, Tensor? bias,"
+    " Tensor? sinks, float scale, float softcap, int window, int chunk) -> (Tensor, Tensor, Tensor)",
+    _resident_fake,
+)
+def resident_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache_k: Tensor,
+    cache_v: Tensor,
+    slots: Tensor,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+    window: int,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Causal attention of new tokens over a cache of a fixed size that they are written into.
+
+    Args:
+        q: [1, H, Q, D].
+        k, v: [1, H_kv, Q, D], of the new tokens.
+        cache_k, cache_v: [1, H_kv, C, D].
+        slots: see `cache_write`.
+        window, chunk: see `causal_mask`.
+        bias, sinks, scale, softcap: see `ops.attention`.
+
+    Returns:
+        Result [1, Q, H, D_v]; the caches with the new tokens, [1, H_kv, C, D].
+    """
+    keys, values = cache_write(cache_k, k, slots), cache_write(cache_v, v, slots)
+    mask = causal_mask(slots, cache_k.shape[2], window, chunk)
+    return attention(q, keys, values, mask, bias, sinks, scale, softcap), keys, values
+
+
+@composite(
     "rope(Tensor x, Tensor positions, Tensor cos, Tensor sin, bool interleaved) -> Tensor",
     lambda x, *_: x.new_empty(x.shape),
 )

@@ -26,10 +26,10 @@ class Expand:
     def run(self, program: Program) -> PassResult:
         """See the class."""
         expanded = 0
-        for node in list(program.graph.nodes):
-            if node.op == "call_function" and node.target in BODIES and op_name(node) not in self.keeps:
+        while found := [n for n in program.graph.nodes if n.target in BODIES and op_name(n) not in self.keeps]:
+            for node in found:  # bodies may hold composites again
                 _inline(program.graph, node)
-                expanded += 1
+            expanded += len(found)
         return PassResult(finish(program), expanded)
 
 

@@ -24,6 +24,7 @@ from planish_passes.numerics import RoundActivations, RoundWeights
 from planish_passes.pack_linears import PackLinears
 from planish_passes.quantise import Quantise, Rounder
 from planish_passes.ranges import AnnotateRanges, Range
+from planish_passes.resident import Resident
 from planish_passes.specialise import Specialise
 from planish_passes.weights import WeightFormat
 
@@ -81,6 +82,11 @@ def annotate(ranges: Mapping[str, Range]) -> tuple[Pass, ...]:
 def packed() -> tuple[Pass, ...]:
     """For targets whose kernels gain from one wide product in the place of several narrow ones."""
     return (PackLinears(),)
+
+
+def resident(context: int) -> tuple[Pass, ...]:
+    """For targets that keep caches inside, in buffers of this many tokens."""
+    return (Resident(context),)
 
 
 def last_token() -> tuple[Pass, ...]:

@@ -51,6 +51,8 @@ class Capabilities:
         sequence: default sequence length when shapes are fixed.
         max_rank: highest tensor rank, 0 = no limit.
         caches: True when programs with key/value caches can be lowered.
+        resident: tokens that caches inside the artifact hold unless the request says otherwise; 0 = caches are its
+            inputs and outputs.
     """
 
     keeps: frozenset[str]
@@ -60,6 +62,7 @@ class Capabilities:
     sequence: int = 128
     max_rank: int = 0
     caches: bool = False
+    resident: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,13 @@ class Artifact:
     def path(self) -> Path:
         """The file or package that the runtime opens."""
         return self.folder / self.entry
+
+    @property
+    def context(self) -> int:
+        """Tokens that the caches inside hold; 0 when it has none inside. They start as zeros and live as long as the
+        loaded artifact; a call at slot 0 begins a new text."""
+        held = self.options.get("context", 0)
+        return held if isinstance(held, int) else 0
 
     def nbytes(self) -> int:
         """Bytes of all files in the folder."""

@@ -30,7 +30,7 @@ from planish.verify.ranges import audit
 from planish.verify.weights import check_artifact_weights, check_program_weights
 from planish_passes import pipeline
 from planish_passes.errors import PlanishError
-from planish_passes.infra import Outcome, run_passes
+from planish_passes.infra import Outcome, Pass, run_passes
 from planish_passes.match import is_op
 from planish_passes.program import Program
 from planish_passes.quantise import SCALES, VALUES, ZEROS
@@ -162,15 +162,15 @@ def _target(shared: _Shared, target: Target, progress: Progress, workdir: Path) 
                 f"recipe {recipe.name!r}",
                 f"widths that it can encode: {', '.join(map(str, sorted(target.capabilities.bits)))}",
             )
-        outcome = run_passes(
-            yardstick, (*pipeline.for_target(target.capabilities.keeps, sizes), *target.passes(recipe))
-        )
+        order = (*_caches(request, target, yardstick), *pipeline.for_target(target.capabilities.keeps, sizes))
+        outcome = run_passes(yardstick, (*order, *target.passes(recipe)))
         artifact = target.lower(outcome.program, folder, recipe)
     except PlanishError as refusal:
         reason = f"{refusal.what} ({refusal.where}); {refusal.hint}"
         return TargetResult(target.name, None, (Failed("lower", Evidence.STRUCTURAL, reason),))
     if shared.program.states:
         add_generation_files(artifact, shared.source, shared.program)
+    inside = {name for pair in yardstick.states for name in pair} if artifact.context else set()
     progress.stage(f"verify {target.name}")
     verdicts = [_quality(shared, full, (numerics.weights, numerics.activations))]
     if recipe.bits and request.verify:
@@ -184,7 +184,7 @@ def _target(shared: _Shared, target: Target, progress: Progress, workdir: Path) 
         artifact,
         tuple(verdicts),
         placement,
-        shapes={p.name: p.shape for p in outcome.program.inputs},
+        shapes={p.name: p.shape for p in outcome.program.inputs if p.name not in inside},
         axes=outcome.program.axes,
         steps=outcome.steps,
     )
@@ -209,9 +209,20 @@ def _target(shared: _Shared, target: Target, progress: Progress, workdir: Path) 
         verdicts=(*verdicts, lowered.verdict, *more),
         latency=lowered.latency,
         latency_device=lowered.device,
-        golden_inputs={c.name: c.inputs for c in cases},
+        golden_inputs={c.name: {n: t for n, t in c.inputs.items() if n not in inside} for c in cases},
         golden_outputs=lowered.truth,
     )
+
+
+def _caches(request: Request, target: Target, program: Program) -> tuple[Pass, ...]:
+    if not program.states or not target.capabilities.resident:
+        return ()
+    longest = program.axes["past"][1]
+    if request.context is not None and request.context > longest:
+        raise PlanishError(
+            f"the model takes {longest} tokens at most", f"--context {request.context}", "give a smaller number"
+        )
+    return pipeline.resident(min(request.context or target.capabilities.resident, longest))
 
 
 def _sizes(shared: _Shared, target: Target) -> dict[str, int] | None:

@@ -132,7 +132,7 @@ def ready(bundle: Bundle, name: str, command: Runner | None = None) -> Ready | U
     runner = command or registry.find(name).runner(artifact)
     if isinstance(runner, Unavailable):
         return runner
-    return Ready(artifact, runner, _states(entry, artifact), _longest(entry, bundle))
+    return Ready(artifact, runner, _states(entry, artifact), artifact.context or _longest(entry, bundle))
 
 
 def stop_tokens(language: Language, artifact: Artifact) -> tuple[int, ...]:

@@ -51,6 +51,9 @@ class Request(BaseModel):
     sequence_length: int | None = Field(
         default=None, ge=1, description="fixed sequence length, for targets with fixed shapes"
     )
+    context: int | None = Field(
+        default=None, ge=2, description="tokens that a language model's cache holds, where it is inside the artifact"
+    )
     dynamic: bool | None = Field(
         default=None, description="keep shapes dynamic, where the target can (default: its own choice)"
     )

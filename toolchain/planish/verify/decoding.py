@@ -106,7 +106,7 @@ class DecoderExam:
         self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, compute: torch.dtype
     ) -> tuple[Verdict, ...]:
         """The artifact fed with its own cache, and at a late position; see `check_decoding`."""
-        late = late_case(yardstick, int(self.story[0, -1]))
+        late = late_case(yardstick, int(self.story[0, -1]), artifact.context)
         return (check_decoding(target, artifact, yardstick, self.story, late, execution, compute),)
 
 
@@ -173,9 +173,15 @@ def top1(found: Tensor, truth: Tensor) -> float:
     return float((found.argmax(-1) == truth.argmax(-1)).double().mean())
 
 
-def late_case(program: Program, token: int) -> Case:
-    """One token behind a made-up cache, as long as the model's context or as `LATE_BYTES` allow."""
+def late_case(program: Program, token: int, context: int = 0) -> Case:
+    """One token behind a made-up cache, as long as the model's context or as `LATE_BYTES` allow.
+
+    A cache inside an artifact, for `context` tokens, cannot be made up: it holds zeros.
+    """
     caches = empty_cache(program)
+    if context:
+        zeros = {n: t.new_zeros(1, t.shape[1], context - 1, t.shape[3]) for n, t in caches.items()}
+        return Case("late", feed(program, torch.tensor([[token]]), zeros, context - 1))
     each = sum(int(t.shape[1] * t.shape[3]) * t.element_size() for t in caches.values())
     length = max(1, min(program.axes["past"][1], LATE_BYTES // max(each, 1)) - 3)
     generator = torch.Generator().manual_seed(0)
@@ -220,7 +226,7 @@ def check_decoding(
     chained: dict[str, Mapping[str, Tensor]] = {}
     at = 0
     for number, length in enumerate(cuts):
-        past = empty_cache(yardstick) if number == 0 else {}
+        past = empty_cache(yardstick) if number == 0 and not artifact.context else {}
         chained[f"step{number}"] = feed(yardstick, story[:, at : at + length], past, at)
         at += length
     ran = protocol.run(
@@ -229,7 +235,7 @@ def check_decoding(
         chained,
         threads=execution.threads,
         timeout=execution.timeout,
-        carry=dict(yardstick.states),
+        carry={} if artifact.context else dict(yardstick.states),
         returns=(LOGITS,),
     )
     if isinstance(ran, protocol.Broke):

@@ -15,13 +15,24 @@ from planish_passes.interpret import interpret
 from planish_passes.program import Program, module_path, op_name
 from planish_passes.taps import COMPOSITES
 
+MASK_FILL = 1e30  # no activation is larger; masks are filled with the lowest number of the type that they were made in
+HALF_FILL = torch.finfo(torch.float16).max  # what becomes of such a number where float16 is computed
+
 
 def relative_error(found: Tensor, truth: Tensor) -> float:
-    """max|found - truth| / max|truth|; infinity when the shapes differ or a value is not finite."""
+    """max|found - truth| / max|truth|; infinity when the shapes differ or a value is not finite.
+
+    Mask fills count as one number in every type.
+    """
     if found.shape != truth.shape or not bool(torch.isfinite(found).all()):
         return float("inf")
+    found, truth = _filled(found), _filled(truth)
     scale = float(truth.abs().max()) if truth.numel() else 0.0
     return float((found.double() - truth.double()).abs().max()) / max(scale, 1e-12) if truth.numel() else 0.0
+
+
+def _filled(value: Tensor) -> Tensor:
+    return torch.where(value.abs() > MASK_FILL, value.sign() * HALF_FILL, value)
 
 
 def first(pairs: Iterable[tuple[fx.Node, Tensor, Tensor]], limit: float) -> Divergence | None:

@@ -60,6 +60,9 @@ def compile_command(
     sequence_length: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Length, where shapes are fixed.")
     ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="Tokens that a cache inside the artifact holds.")
+    ] = None,
     dynamic: Annotated[
         bool | None,
         typer.Option("--dynamic/--fixed", help="Dynamic or fixed shapes, for all targets."),
@@ -124,6 +127,7 @@ def compile_command(
         "revision": revision,
         "trust_remote_code": trust_remote_code,
         "sequence_length": sequence_length,
+        "context": context,
         "dynamic": dynamic,
         "gates": options.numbers(gate, "--gate") or None,
         "logits": logits,
