@@ -114,8 +114,7 @@ def program_of(module: nn.Module, *examples: Tensor, dynamic: Any = None) -> Pro
 def symmetric_scales(weight: Tensor, format: WeightFormat) -> Tensor:
     """Scale per row and group so that the largest magnitude maps to the largest integer.
 
-    Scales are rounded up to float16 values, so that targets that store them as float16 and targets that store them as
-    float32 hold the same numbers.
+    Scales are rounded up to values that every target can store.
 
     Args:
         weight: float [N, K].
@@ -125,12 +124,13 @@ def symmetric_scales(weight: Tensor, format: WeightFormat) -> Tensor:
     """
     rows, columns = weight.shape
     grouped = weight.to(torch.float32).view(rows, -1, format.group or columns)
-    return up_to_half(grouped.abs().amax(dim=-1) / format.range[1])
+    stored = torch.bfloat16 if format.group else torch.float16  # of groups, XNNPACK stores bfloat16
+    return rounded_up(grouped.abs().amax(dim=-1) / format.range[1], stored)
 
 
-def up_to_half(exact: Tensor) -> Tensor:
-    """The next float16 value that is not smaller, at least the smallest normal one; as float32."""
-    half = exact.to(torch.float16)
+def rounded_up(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """The next value of a type that is not smaller, at least float16's smallest normal one; as float32."""
+    half = exact.to(dtype)
     up = torch.nextafter(half, torch.full_like(half, float("inf")))
     scales = torch.where(half.to(torch.float32) < exact, up, half).to(torch.float32)
     return scales.clamp(min=2.0**-14)  # runtimes flush what lies below

@@ -14,7 +14,7 @@ from planish_passes.program import Program, finish
 
 _BY_ROWS = (
     *(f"aten.{n}" for n in ("linear", "add", "sub", "mul", "div", "neg", "tanh", "sigmoid", "silu", "gelu", "relu")),
-    *("aten.to", "aten.layer_norm", "planish.linear_q", "planish.rms_norm", "planish.gated"),
+    *("aten.to", "aten.layer_norm", "planish.linear_q", "planish.linear_minima", "planish.rms_norm", "planish.gated"),
 )
 _END = torch.iinfo(torch.int64).max
 

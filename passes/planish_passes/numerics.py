@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from planish_passes.infra import PassResult
 from planish_passes.program import Program, op_name
+from planish_passes.quantise import MINIMA
 
 BY_ROLE = "int8_by_role"
 BY_BLOCK = "int8_by_block"
@@ -81,7 +82,8 @@ def _needs_precision(pair: tuple[fx.Node, fx.Node]) -> bool:
 class RoundWeights:
     """Floating weights, constants and attention scales are rounded to `dtype` (weights stay float32 tensors).
 
-    Values beyond the range of `dtype`, such as mask fills, become its largest finite number.
+    Values beyond the range of `dtype`, such as mask fills, become its largest finite number. Minima of quantised
+    weights stay as they are: they belong to numbers that are kept exactly.
     """
 
     dtype: torch.dtype
@@ -96,7 +98,8 @@ class RoundWeights:
 
         for name in program.weight_names().values():
             spec = store.spec(name)
-            if spec.dtype.is_floating_point and spec.dtype.itemsize > self.dtype.itemsize:
+            wide = spec.dtype.is_floating_point and spec.dtype.itemsize > self.dtype.itemsize
+            if wide and not name.endswith(MINIMA):
                 store = store.derive(name, (name,), rounded, spec, by_rows=True)
                 changed += 1
         for node in program.graph.nodes:

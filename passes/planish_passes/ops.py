@@ -225,3 +225,26 @@ def embedding_q(ids: Tensor, weight: Tensor, scales: Tensor, zero_points: Tensor
     if zero_points is not None:
         grouped = grouped - torch.nn.functional.embedding(ids, zero_points).to(scales.dtype).unsqueeze(-1)
     return (grouped * factors.unsqueeze(-1)).view(*ids.shape, weight.shape[1])
+
+
+@composite("linear_minima(Tensor x, Tensor minima) -> Tensor", lambda x, m: x.new_empty((*x.shape[:-1], m.shape[0])))
+def linear_minima(x: Tensor, minima: Tensor) -> Tensor:
+    """What a minimum per group adds to a linear: x @ (each minimum, repeated over its group)^T.
+
+    The sum over a group is taken first, so that it costs one product per group and not one per weight, and inputs are
+    not rounded.
+
+    Args:
+        x: [..., K].
+        minima: [N, G], G divides K.
+    """
+    return torch.nn.functional.linear(x.unflatten(-1, (minima.shape[1], -1)).sum(-1), minima)
+
+
+@composite(
+    "embedding_minima(Tensor ids, Tensor minima, int columns) -> Tensor",
+    lambda ids, minima, columns: minima.new_empty((*ids.shape, columns)),
+)
+def embedding_minima(ids: Tensor, minima: Tensor, columns: int) -> Tensor:
+    """What a minimum per group adds to rows of a table: [V, G] to [..., columns]."""
+    return torch.nn.functional.embedding(ids, minima).repeat_interleave(columns // minima.shape[1], dim=-1)

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from planish_passes.infra import PassResult
 from planish_passes.match import is_op
 from planish_passes.program import Program, add_weight, finish, module_path
-from planish_passes.quantise import SCALES, VALUES, ZEROS
+from planish_passes.quantise import MINIMA, SCALES, VALUES, ZEROS
 
 PACKED = "+"  # between the names of weights that are stored one behind the other
 
@@ -25,7 +25,8 @@ class PackLinears:
 
     1. two or more `planish.linear_q` with the same input, width, group and activations, all with or all without bias;
     2. weights that something else reads as well stay apart, and so do those with one scale per channel: what their
-       kernels do to inputs differs by role.
+       kernels do to inputs differs by role;
+    3. what minima add to each of them becomes one `planish.linear_minima` and one sum.
     """
 
     def run(self, program: Program) -> PassResult:
@@ -53,7 +54,19 @@ def _apart(node: fx.Node) -> bool:
 def _format(node: fx.Node) -> tuple[Any, ...]:
     _, weight, scales, zeros, bias, bits, activations = node.args
     columns, groups = weight.meta["val"].shape[1], scales.meta["val"].shape[1]  # type: ignore[union-attr]
-    return columns, groups, zeros is None, bias is None, bits, activations
+    return columns, groups, zeros is None, bias is None, bits, activations, _sum(node) is None
+
+
+def _sum(node: fx.Node) -> fx.Node | None:
+    """The sum of a linear and what its minima add."""
+    only = next(iter(node.users)) if len(node.users) == 1 else None
+    if only is None or not is_op(only, "aten.add") or not is_op(only.args[1], "planish.linear_minima"):
+        return None
+    offset = only.args[1]
+    assert isinstance(offset, fx.Node)
+    minima = offset.args[1]
+    alone = only.args[0] is node and offset.args[0] is node.args[0] and len(offset.users) == 1
+    return only if alone and len(minima.users) == 1 else None  # type: ignore[union-attr]
 
 
 def _pack(program: Program, source: fx.Node, members: list[fx.Node]) -> Program:
@@ -65,14 +78,21 @@ def _pack(program: Program, source: fx.Node, members: list[fx.Node]) -> Program:
             continue
         program, joined = _concatenate(program, nodes, suffix)
         parts.append(joined)
-    first = members[0]
+    first, sums = members[0], [_sum(m) for m in members]
     widths = [int(m.args[1].meta["val"].shape[0]) for m in members]  # type: ignore[union-attr]
     value = first.meta["val"]
+    meta = {"val": value.new_empty((*value.shape[:-1], sum(widths))), "planish_module": _parent(first)}
     with program.graph.inserting_before(first):
         whole = program.graph.call_function(torch.ops.planish.linear_q.default, (source, *parts, *first.args[5:]))
-    whole.meta = {"val": value.new_empty((*value.shape[:-1], sum(widths))), "planish_module": _parent(first)}
+        whole.meta = dict(meta)
+    if sums[0] is not None:
+        program, joined = _concatenate(program, [s.args[1].args[1] for s in sums], MINIMA)  # type: ignore[union-attr]
+        with program.graph.inserting_before(first):
+            offset = program.graph.call_function(torch.ops.planish.linear_minima.default, (source, joined))
+            whole = program.graph.call_function(torch.ops.aten.add.Tensor, (whole, offset))
+            offset.meta, whole.meta = dict(meta), dict(meta)
     at = 0
-    for member, width in zip(members, widths, strict=True):
+    for member, width in zip([s or m for s, m in zip(sums, members, strict=True)], widths, strict=True):
         with program.graph.inserting_before(member):
             piece = program.graph.call_function(torch.ops.aten.slice.Tensor, (whole, -1, at, at + width))
         piece.meta = dict(member.meta)

@@ -84,9 +84,9 @@ def packed() -> tuple[Pass, ...]:
     return (PackLinears(),)
 
 
-def resident(context: int) -> tuple[Pass, ...]:
-    """For targets that keep caches inside, in buffers of this many tokens."""
-    return (Resident(context),)
+def resident(context: int, sizes: Mapping[str, int] | None = None) -> tuple[Pass, ...]:
+    """For targets that keep caches inside, in buffers of this many tokens; other dynamic dimensions get `sizes`."""
+    return (Resident(context, sizes or {}),)
 
 
 def last_token() -> tuple[Pass, ...]:

@@ -16,7 +16,7 @@ from planish_passes.rounding import round_to_nearest
 from planish_passes.weights import QuantizedTensor, TensorSpec, WeightFormat
 
 INT8 = WeightFormat(8)
-VALUES, SCALES, ZEROS = ".q_values", ".q_scales", ".q_zeros"
+VALUES, SCALES, ZEROS, MINIMA = ".q_values", ".q_scales", ".q_zeros", ".q_minima"
 
 Rounder = Callable[[Tensor, WeightFormat], tuple[Tensor, Tensor, Tensor | None]]
 
@@ -29,19 +29,24 @@ _OTHER = ("aten.conv1d", "aten.conv2d", "aten.conv3d", "aten.matmul", "aten.bmm"
 class Quantise:
     """Weights of linears and embeddings to integers, per output channel or row, round to nearest.
 
+    Weights whose integers are in the program's store already (calibration made them, or the checkpoint holds them) are
+    not rounded again; where the store has minima as well, they are added to what the integers give.
+
     What is left in floating point is listed with its reason: convolutions and matrix products (not covered by this
     recipe), weights that are computed at run time, and weights that are also used in another way.
 
     Args:
         format: integers and scales; a group that does not divide a weight's input features is halved until it does.
+            None: weights that `formats` does not name stay floating point.
         formats: weight name -> another format for that weight.
-        rounder: (weight, format) -> integers, scales, zero points; round to nearest when None. Weights whose integers
-            are in the program's store already (calibration made them) are not rounded again.
+        rounder: (weight, format) -> integers, scales, zero points; round to nearest when None.
+        reasons: weight name -> why it has no format, for the list of what stays floating point.
     """
 
-    format: WeightFormat = INT8
+    format: WeightFormat | None = INT8
     formats: Mapping[str, WeightFormat] = field(default_factory=dict)
     rounder: Rounder | None = None
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, program: Program) -> PassResult:
         """See the class."""
@@ -69,6 +74,9 @@ class Quantise:
         weights = {}
         for name, nodes in sites.items():
             wanted = self.formats.get(name, self.format)
+            if wanted is None:
+                refused += [Refusal.of(n, self.reasons.get(name, f"{name} is not in the checkpoint")) for n in nodes]
+                continue
             columns = program.weights.spec(name).shape[1]
             format = _fitting(wanted, columns)
             if format is None:
@@ -150,12 +158,23 @@ def _quantise_weight(
     with fake.fake_mode:
         for suffix, (width, dtype) in parts.items():
             placed.append(add_weight(program, name + suffix, torch.empty(rows, width, dtype=dtype)))
+        minima = add_weight(program, name + MINIMA, torch.empty(rows, groups)) if _has_minima(program, name) else None
     for node in nodes:
-        _replace_call(program, node, (*placed, None)[:3], format)
+        _replace_call(program, node, (*placed, None)[:3], format, minima)
     return program
 
 
-def _replace_call(program: Program, node: fx.Node, parts: tuple[fx.Node | None, ...], format: WeightFormat) -> None:
+def _has_minima(program: Program, name: str) -> bool:
+    return name + MINIMA in program.weights
+
+
+def _replace_call(
+    program: Program,
+    node: fx.Node,
+    parts: tuple[fx.Node | None, ...],
+    format: WeightFormat,
+    minima: fx.Node | None,
+) -> None:
     with program.graph.inserting_before(node):
         if op_name(node) == "aten.linear":
             bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
@@ -165,9 +184,31 @@ def _replace_call(program: Program, node: fx.Node, parts: tuple[fx.Node | None, 
             target = torch.ops.planish.embedding_q.default
             arguments = (node.args[1], *parts, format.bits)
         new = program.graph.call_function(target, arguments)
-    new.meta = dict(node.meta)
+        new.meta = dict(node.meta)
+        if minima is not None:
+            new = _with_minima(program, new, node, minima)
     node.replace_all_uses_with(new)
     program.graph.erase_node(node)
+
+
+def _with_minima(program: Program, new: fx.Node, node: fx.Node, minima: fx.Node) -> fx.Node:
+    if op_name(node) == "aten.linear":
+        offset = program.graph.call_function(torch.ops.planish.linear_minima.default, (node.args[0], minima))
+    else:
+        columns = int(new.meta["val"].shape[-1])
+        offset = program.graph.call_function(
+            torch.ops.planish.embedding_minima.default, (node.args[1], minima, columns)
+        )
+    total = program.graph.call_function(torch.ops.aten.add.Tensor, (new, offset))
+    offset.meta, total.meta = dict(node.meta), dict(node.meta)
+    return total
+
+
+def widths(program: Program) -> dict[str, int]:
+    """Bits of the integers of every quantised weight, by the name of the weight that they replace."""
+    names, position = program.weight_names(), {"planish.linear_q": 5, "planish.embedding_q": 4}
+    calls = (n for n in program.graph.nodes if n.op == "call_function" and op_name(n) in position)
+    return {names[n.args[1].name].removesuffix(VALUES): int(n.args[position[op_name(n)]]) for n in calls}
 
 
 def quantized(program: Program) -> dict[str, QuantizedTensor]:
@@ -183,5 +224,6 @@ def quantized(program: Program) -> dict[str, QuantizedTensor]:
             zeros = program.weights.read(name + ZEROS) if node.args[3] is not None else None
             bits = int(node.args[5] if op_name(node) == "planish.linear_q" else node.args[4])
             group = 0 if scales.shape[1] == 1 else values.shape[1] // scales.shape[1]
-            found[name] = QuantizedTensor(values, scales, zeros, WeightFormat(bits, group, zeros is None))
+            minima = program.weights.read(name + MINIMA) if _has_minima(program, name) else None
+            found[name] = QuantizedTensor(values, scales, zeros, WeightFormat(bits, group, zeros is None), minima)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,10 +25,12 @@ class Resident:
 
     Args:
         context: tokens that the caches hold.
+        sizes: fixed sizes of other dynamic dimensions ("source").
         slots: name of the input that tells the place of each new token, int64 [1, Q].
     """
 
     context: int
+    sizes: Mapping[str, int] = field(default_factory=dict)
     slots: str = "position_ids"
 
     def run(self, program: Program) -> PassResult:
@@ -43,10 +45,9 @@ class Resident:
         inner = {i for _, i in program.states}
         changed = sum(self._settle(node, inputs[self.slots]) for node in list(program.graph.nodes))
         _count(program, [inputs[name] for name in inner], inputs[self.slots], self.context)
-        sizes = {"batch": 1, "past": self.context}
-        ports = tuple(
-            self._fixed(p, sizes) if p.name in inner else self._fixed(p, {"batch": 1}) for p in program.inputs
-        )
+        sizes = {**self.sizes, "batch": 1}
+        whole = {**sizes, "past": self.context}
+        ports = tuple(self._fixed(p, whole if p.name in inner else sizes) for p in program.inputs)
         _propagate(program, {inputs[p.name]: p for p in ports})
         program = finish(program)
         returned: Any = program.graph.output_node().args[0]

@@ -3,7 +3,7 @@
 A weight [N, K] is cut into groups along K; each group has a scale and, when the format is asymmetric, a zero point:
 w = (value - zero point) * scale. Values and zero points are signed integers in `format.range` (4 bits: -8..7; a runtime
 that stores unsigned codes adds 8 to both), scales are float16 values held as float32, so that every target stores the
-same numbers.
+same numbers. Scales of groups are bfloat16 values as well (8 significant bits): XNNPACK stores them so.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ def full_range(groups: Tensor, format: WeightFormat, importance: Tensor | None =
     least, most = _ends(groups)
     low, high = format.range
     if format.symmetric:
-        scales = _half_up(torch.maximum(-least, most) / high)
+        scales = _half_up(torch.maximum(-least, most) / high, format)
         return scales, torch.zeros_like(scales)
-    scales = _half_up((most - least) / (high - low))
+    scales = _half_up((most - least) / (high - low), format)
     return scales, torch.round(low - least / scales).clamp_(low, high)
 
 
@@ -100,7 +100,7 @@ def least_error(groups: Tensor, format: WeightFormat, importance: Tensor | None 
     low, high = format.range
     width = 2 * torch.maximum(-least, most) if format.symmetric else most - least
     for share in SHARES:
-        scales = _half(width * (share / (high - low)))
+        scales = _half(width * (share / (high - low)), format)
         if format.symmetric:
             best.consider(scales, torch.zeros_like(scales))
         else:  # the two integers next to the zero point that clips both ends alike
@@ -137,7 +137,8 @@ class _Best:
         """The scales that fit best to the integers of the best grid."""
         codes = encode(self.groups, (self.scales, self.zeros), self.format).sub_(self.zeros[..., None])
         products, squares = self._sum(codes, self.groups), self._sum(codes, codes)
-        return _half(torch.where(squares > 0, products / squares.clamp(min=SMALLEST), self.scales))
+        fitting = torch.where(squares > 0, products / squares.clamp(min=SMALLEST), self.scales)
+        return _half(fitting, self.format)
 
     def _sum(self, a: Tensor, b: Tensor) -> Tensor:
         if self.importance is None:
@@ -186,12 +187,19 @@ def _ends(groups: Tensor) -> tuple[Tensor, Tensor]:
     return least.clamp(max=0), most.clamp(min=0)
 
 
-def _half(exact: Tensor) -> Tensor:
-    return exact.clamp(SMALLEST, LARGEST).to(torch.float16).to(torch.float32)
+def _half(exact: Tensor, format: WeightFormat) -> Tensor:
+    dtype, largest = _scale_type(format)
+    return exact.clamp(SMALLEST, largest).to(dtype).to(torch.float32)
 
 
-def _half_up(exact: Tensor) -> Tensor:
-    """The next float16 value that is not smaller: nothing is clipped by the rounding of the scale."""
-    half = exact.clamp(SMALLEST, LARGEST).to(torch.float16)
-    up = torch.nextafter(half, torch.full_like(half, LARGEST))
+def _half_up(exact: Tensor, format: WeightFormat) -> Tensor:
+    """The next value that is not smaller: nothing is clipped by the rounding of the scale."""
+    dtype, largest = _scale_type(format)
+    half = exact.clamp(SMALLEST, largest).to(dtype)
+    up = torch.nextafter(half, torch.full_like(half, largest))
     return torch.where(half.to(torch.float32) < exact, up, half).to(torch.float32)
+
+
+def _scale_type(format: WeightFormat) -> tuple[torch.dtype, float]:
+    """What scales are rounded to, and the largest that float16 holds too."""
+    return (torch.bfloat16, 65280.0) if format.group else (torch.float16, LARGEST)

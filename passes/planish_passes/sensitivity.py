@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from planish_passes.errors import PlanishError
+from planish_passes.interpret import interpret
 from planish_passes.ops import dequantize
-from planish_passes.rounding import BLOCK, Rounded
-from planish_passes.weights import WeightFormat
+from planish_passes.program import Program
+from planish_passes.quantise import Rounder
+from planish_passes.rounding import BLOCK
+from planish_passes.weights import WeightFormat, WeightStore
 
 
 @dataclass(frozen=True)
@@ -70,24 +74,50 @@ def _gain(old: Choice, new: Choice) -> float:
     return (old.error - new.error) / grown if grown > 0 else float("inf")
 
 
-def output_error(weight: Tensor, rounded: Rounded, moment: Tensor) -> float:
-    """Mean squared change of a linear's outputs, as a share of their mean square.
+def measured(
+    program: Program,
+    units: Mapping[str, Mapping[str, WeightFormat]],
+    rounder: Rounder,
+    feeds: Sequence[Mapping[str, Tensor]],
+    distance: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], float],
+) -> Iterator[tuple[str, float]]:
+    """How far the program's outputs move when one unit of weights alone is rounded.
 
     Args:
-        weight: [N, K].
-        rounded: the same weight as integers.
-        moment: [K, K], second moment of the linear's inputs (sum or mean of x^T x).
-
-    Returns:
-        0 for an exact weight; 0 also where the outputs are zero throughout.
+        program: floating point.
+        units: name of a unit -> its weights and their formats; they are rounded together.
+        rounder: makes the integers.
+        feeds: inputs to look at.
+        distance: (outputs of the rounded program, outputs of `program`) -> at least 0; 0 when they are equal.
     """
-    changed = total = 0.0
-    step = max(1, BLOCK // weight.shape[1])
-    for start in range(0, len(weight), step):
-        rows = weight[start : start + step].to(torch.float32)
-        zeros = None if rounded.zero_points is None else rounded.zero_points[start : start + step]
-        values, scales = rounded.values[start : start + step], rounded.scales[start : start + step]
-        difference = dequantize(values, scales, zeros, torch.float32) - rows
-        changed += float(torch.linalg.vecdot(difference @ moment, difference).sum())
-        total += float(torch.linalg.vecdot(rows @ moment, rows).sum())
-    return max(changed, 0.0) / total if total > 0 else 0.0
+    truth = [interpret(program, feed) for feed in feeds]
+    for unit, weights in units.items():
+        store = program.weights
+        for name, format in weights.items():
+            rounded = partial(_rounded, format=format, rounder=rounder)
+            store = store.derive(name, (name,), rounded, store.spec(name), by_rows=True)
+        changed = replace(program, weights=store)
+        moved = sum(distance(interpret(changed, f), t) for f, t in zip(feeds, truth, strict=True))
+        yield unit, max(moved / max(len(feeds), 1), 0.0)
+
+
+def estimated(weights: WeightStore, unit: Mapping[str, WeightFormat], rounder: Rounder) -> float:
+    """Squared rounding error of a unit as a share of its weights' own square; reads row block by row block.
+
+    For models whose outputs are too dear to look at (`measured`).
+    """
+    error = 0.0
+    for name, format in unit.items():
+        lost = total = 0.0
+        for block in weights.blocks(name):
+            for rows in block.split(max(1, BLOCK // block.shape[1])):
+                exact = rows.to(torch.float32)
+                lost += float((_rounded(exact, format, rounder) - exact).square().sum())
+                total += float(exact.square().sum())
+        error += lost / total if total else 0.0
+    return error
+
+
+def _rounded(weight: Tensor, format: WeightFormat, rounder: Rounder) -> Tensor:
+    values, scales, zeros = rounder(weight, format)
+    return dequantize(values, scales, zeros, torch.float32).to(weight.dtype)

@@ -54,19 +54,21 @@ class WeightFormat:
 
 @dataclass(frozen=True)
 class QuantizedTensor:
-    """Integers and scales: w = (values - zero_points) * scales, broadcast over groups.
+    """Integers and scales: w = (values - zero_points) * scales + minima, broadcast over groups.
 
     Args:
         values: int8 [N, K].
         scales: float32 [N, K / group], every one exactly representable in float16.
         zero_points: int8 [N, K / group] or None when symmetric.
         format: the format of the integers.
+        minima: float32 [N, K / group] or None.
     """
 
     values: Tensor
     scales: Tensor
     zero_points: Tensor | None
     format: WeightFormat
+    minima: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """float32 [N, K]."""
@@ -74,7 +76,8 @@ class QuantizedTensor:
         grouped = self.values.to(torch.float32).view(rows, self.scales.shape[1], -1)
         if self.zero_points is not None:
             grouped = grouped - self.zero_points.to(torch.float32)[..., None]
-        return (grouped * self.scales[..., None]).view(rows, columns)
+        real = grouped * self.scales[..., None]
+        return (real if self.minima is None else real + self.minima[..., None]).view(rows, columns)
 
 
 @dataclass(frozen=True)

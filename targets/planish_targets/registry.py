@@ -25,14 +25,14 @@ def targets() -> dict[str, Target]:
 
 
 def find(name: str) -> Target:
-    """The target of that name.
+    """The target of that name; what follows a slash is one of its programs ("onnxruntime/decode").
 
     Raises:
         PlanishError: no such target; suggests the nearest.
     """
     known = targets()
-    if name in known:
-        return known[name]
+    if (plain := name.partition("/")[0]) in known:
+        return known[plain]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise PlanishError(f"unknown target {name!r}", "--target", f"{hint}known targets: {', '.join(known)}")

@@ -7,7 +7,6 @@ from planish_passes.errors import PlanishError
 from planish_passes.gptq import curvature, gptq
 from planish_passes.ops import dequantize
 from planish_passes.rounding import Rounded, round_to_nearest, search
-from planish_passes.sensitivity import output_error
 from planish_passes.weights import WeightFormat
 
 FORMATS = [
@@ -26,6 +25,14 @@ def inputs(columns: int, tokens: int = 2000, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     mixed = torch.randn(tokens, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
     return mixed * torch.exp(torch.randn(columns, generator=generator))
+
+
+def output_error(weight: Tensor, rounded: Rounded, moment: Tensor) -> float:
+    """Mean squared change of a linear's outputs as a share of their mean square; `moment` [K, K] is x^T x."""
+    difference = dequantize(*rounded, torch.float32) - weight
+    return float(torch.linalg.vecdot(difference @ moment, difference).sum()) / float(
+        torch.linalg.vecdot(weight @ moment, weight).sum()
+    )
 
 
 def weights(rows: int, columns: int) -> Tensor:

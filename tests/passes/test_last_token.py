@@ -1,5 +1,7 @@
 """Only the last token's logits: equal values, fewer rows."""
 
+from dataclasses import replace
+
 import torch
 from decoders import empty, fused, prompt
 
@@ -8,6 +10,8 @@ from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
 from planish_passes.last_token import LastToken
 from planish_passes.program import Program, op_name
+from planish_passes.quantise import MINIMA, Quantise
+from planish_passes.weights import WeightFormat
 
 
 def answers(program: Program, length: int) -> dict[str, torch.Tensor]:
@@ -43,3 +47,17 @@ def test_encoders_are_left_alone() -> None:
 
     program = capture_family("bert")[0].program
     assert LastToken().run(program.copy()).changed == 0
+
+
+def test_a_head_with_minima_works_on_one_row() -> None:
+    program = fused("llama").program
+    formats = {name: format for name, (format, _) in Quantise(WeightFormat(4, 16)).plan(program).weights.items()}
+    store = program.weights
+    for name in formats:
+        rows, columns = store.spec(name).shape
+        store = store.with_tensor(name + MINIMA, torch.linspace(-1, 1, rows * columns // 16).view(rows, -1))
+    whole = run_passes(replace(program, weights=store), (Quantise(None, formats),)).program
+    last = run_passes(whole, (LastToken(),)).program
+    rows = [n.meta["val"].shape[1] for n in last.graph.nodes if op_name(n) == "planish.linear_minima"]
+    assert rows[-5:] == [1, 1, 1, 1, 1]
+    assert torch.allclose(answers(last, 5)["logits"], answers(whole, 5)["logits"][:, -1:], rtol=1e-5, atol=1e-4)

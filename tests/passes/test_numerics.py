@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from support import capture_family
+from support import capture_family, program_of
 
 from planish_passes import ops
 from planish_passes.canonicalise import Canonicalise
 from planish_passes.infra import run_passes
 from planish_passes.numerics import BY_ROLE, RoundActivations, RoundWeights
-from planish_passes.quantise import Quantise
+from planish_passes.quantise import MINIMA, Quantise
 
 
 def test_roles_of_the_linears_of_a_layer() -> None:
@@ -50,9 +52,26 @@ def test_weights_are_rounded_and_mask_fills_stay_finite() -> None:
         lambda t: torch.full_like(t, -3.4e38),
         program.weights.spec("embeddings.LayerNorm.bias"),
     )
-    from dataclasses import replace
-
     rounded = run_passes(replace(program, weights=store), [RoundWeights(torch.float16)]).program.weights
     assert bool((rounded.read("embeddings.LayerNorm.bias") == -65504).all())
     weight = rounded.read("embeddings.word_embeddings.weight")
     assert torch.equal(weight, program.weights.read("embeddings.word_embeddings.weight").half().float())
+
+
+def test_minima_of_kept_weights_are_not_rounded() -> None:
+    class Offsets(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.minima, self.other = (torch.nn.Parameter(torch.full((4, 2), 0.1)) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.planish.linear_minima(torch.ops.planish.linear_minima(x, self.minima), self.other)
+
+    program = program_of(Offsets(), torch.randn(3, 4))
+    named = next(s for s in program.exported.graph_signature.input_specs if s.target == "minima")
+    named.target = "w" + MINIMA
+    held = program.weights.read("minima")
+    store = program.weights.with_tensor("w" + MINIMA, held)
+    rounded = RoundWeights(torch.float16).run(replace(program, weights=store)).program.weights
+    assert torch.equal(rounded.read("w" + MINIMA), held)
+    assert not torch.equal(rounded.read("other"), held)

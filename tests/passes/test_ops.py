@@ -32,7 +32,11 @@ def test_every_operator_has_a_fake_that_agrees_with_its_body(op: torch._ops.OpOv
         "attention": (q, q, q, None, None, None, 1.0, 0.0),
         "linear_q": (torch.randn(3, 8), weight, scales, None, torch.randn(6), 8, "none"),
         "embedding_q": (torch.randint(0, 6, (2, 3)), weight, scales, torch.zeros(6, 2, dtype=torch.int8), 8),
+        "linear_minima": (torch.randn(3, 8), torch.randn(6, 2)),
+        "embedding_minima": (torch.randint(0, 6, (2, 3)), torch.randn(6, 2), 8),
         "kv_append": (q, q),
+        "cache_write": (q[:1], q[:1, :, :2], torch.arange(2)[None]),
+        "resident_attention": (*[q[:1]] * 5, torch.arange(3)[None], None, None, 1.0, 0.0, 0, 0),
         "causal_mask": (torch.arange(3).expand(2, -1), 7, 2, 4),
         "cached_attention": (q, q, q, q, q, torch.arange(3, 6).expand(2, -1), None, None, 1.0, 0.0, 0, 0),
         "rope": (q, torch.arange(3).expand(2, -1), torch.rand(5, 3), torch.rand(5, 3), False),
@@ -40,3 +44,12 @@ def test_every_operator_has_a_fake_that_agrees_with_its_body(op: torch._ops.OpOv
         "gated": (q, q, "silu"),
     }[op._schema.name.split("::")[1]]
     torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_minima_are_a_part_of_the_weight() -> None:
+    x, minima = torch.randn(2, 3, 8), torch.randn(6, 2)
+    repeated = minima.repeat_interleave(4, dim=1)
+    found = torch.ops.planish.linear_minima(x, minima)
+    assert torch.allclose(found, torch.nn.functional.linear(x, repeated), rtol=0, atol=1e-5)
+    ids = torch.randint(0, 6, (2, 3))
+    assert torch.equal(torch.ops.planish.embedding_minima(ids, minima, 8), repeated[ids])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from planish_passes.canonicalise import Canonicalise
 from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
-from planish_passes.quantise import Quantise, quantized
+from planish_passes.quantise import MINIMA, SCALES, VALUES, Quantise, quantized, widths
 from planish_passes.weights import QuantizedTensor, WeightFormat
 
 
@@ -69,3 +71,45 @@ def test_real_classes(family: str, linears: int) -> None:
         expected = model(**given).last_hidden_state
     found = interpret(program, given)["last_hidden_state"]
     assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.999
+
+
+class Small(nn.Module):
+    """A table, a linear of the same width, and one more that nothing is known of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear, self.other = nn.Embedding(20, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.other(self.linear(self.table(ids)))
+
+
+def test_integers_and_minima_of_the_store_are_taken_and_the_rest_has_its_reason() -> None:
+    torch.manual_seed(0)
+    program = program_of(Small(), torch.randint(0, 20, (2, 5)))
+    known = {
+        name: torch.randint(-8, 8, (rows, 64), dtype=torch.int8)
+        for name, rows in (("table.weight", 20), ("linear.weight", 64))
+    }
+    scales, minima = torch.rand(64, 2) + 0.5, torch.randn(64, 2)
+    store, real = program.weights, dict[str, Tensor]()
+    for name, values in known.items():
+        rows = len(values)
+        parts = {VALUES: values, SCALES: scales[:rows], MINIMA: minima[:rows]}
+        for suffix, tensor in parts.items():
+            store = store.with_tensor(name + suffix, tensor)
+        real[name] = QuantizedTensor(values, scales[:rows], None, WeightFormat(4, 32), minima[:rows]).dequantize()
+    formats = dict.fromkeys(known, WeightFormat(4, 32))
+    passes = [Quantise(None, formats, reasons={"other.weight": "it is F16"})]
+    outcome = run_passes(replace(program, weights=store), passes)
+    assert [r.reason for r in outcome.refused] == ["it is F16"]
+    assert {n: t.dequantize().tolist() for n, t in quantized(outcome.program).items()} == {
+        n: t.tolist() for n, t in real.items()
+    }
+    ids = torch.randint(0, 20, (2, 5))
+    model = {n: program.weights.read(n) for n in program.weights} | real
+    x = nn.functional.linear(model["table.weight"][ids], model["linear.weight"], model["linear.bias"])
+    wanted = nn.functional.linear(x, model["other.weight"], model["other.bias"])
+    (found,) = interpret(outcome.program, {"x0": ids}).values()
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-3)
+    assert widths(outcome.program) == {"table.weight": 4, "linear.weight": 4}

@@ -1,15 +1,18 @@
 import itertools
+from collections.abc import Mapping
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import program_of
+from torch import Tensor, nn
 
 from planish_passes import sensitivity
 from planish_passes.errors import PlanishError
 from planish_passes.ops import dequantize
 from planish_passes.rounding import round_to_nearest
-from planish_passes.sensitivity import Choice, allocate, output_error
+from planish_passes.sensitivity import Choice, allocate, estimated, measured
 from planish_passes.weights import WeightFormat
 
 INT4, INT8 = WeightFormat(4, 32, False), WeightFormat(8, 32, False)
@@ -74,15 +77,44 @@ def test_more_room_is_never_worse_on_convex_choices() -> None:
     assert found[-1] < found[0]
 
 
-def test_output_error_is_what_the_outputs_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(24, 64, generator=generator), torch.randn(500, 64, generator=generator)
-    x = x @ torch.randn(64, 64, generator=generator)
-    for format in (INT4, INT8, WeightFormat(4, 32)):
-        rounded = round_to_nearest(weight, format)
-        before, after = x @ weight.T, x @ dequantize(*rounded, torch.float32).T
-        expected = float((after - before).square().sum() / before.square().sum())
-        for size in (1, 1 << 20):
-            monkeypatch.setattr(sensitivity, "BLOCK", size)
-            assert output_error(weight, rounded, x.T @ x) == pytest.approx(expected, rel=1e-3)
-    assert output_error(torch.zeros(4, 64), round_to_nearest(torch.zeros(4, 64), INT4), x.T @ x) == 0
+class Two(nn.Module):
+    """The first layer matters a thousand times less than the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.quiet, self.loud = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.quiet(x) * 1e-3 + self.loud(x)
+
+
+def away(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:
+    return float((found["y0"] - truth["y0"]).square().sum())
+
+
+def test_what_is_measured_is_what_the_outputs_show_of_each_unit_alone() -> None:
+    module, x = Two(), torch.randn(8, 64)
+    program = program_of(module, x)
+    units = {"q": {"quiet.weight": INT4}, "l": {"loud.weight": INT4}}
+    found = dict(
+        measured(program, {**units, "both": {**units["q"], **units["l"]}}, round_to_nearest, [{"x0": x}], away)
+    )
+    weight = module.loud.weight.detach()
+    lost = dequantize(*round_to_nearest(weight, INT4), torch.float32) - weight
+    assert found["l"] == pytest.approx(float((x @ lost.T).square().sum()), rel=1e-3)
+    assert 0 < found["q"] < found["l"] * 1e-4
+    assert found["both"] == pytest.approx(found["q"] + found["l"], rel=0.05)
+    assert dict(measured(program, {"none": {}}, round_to_nearest, [{"x0": x}], away)) == {"none": 0}
+
+
+def test_what_is_estimated_is_the_share_of_the_weight_that_rounding_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of(Two(), torch.randn(8, 64))
+    weight = Two().loud.weight.detach()
+    lost = dequantize(*round_to_nearest(weight, INT4), torch.float32) - weight
+    expected = float(lost.square().sum() / weight.square().sum())
+    for size in (1, 1 << 20):
+        monkeypatch.setattr(sensitivity, "BLOCK", size)
+        one = estimated(program.weights, {"loud.weight": INT4}, round_to_nearest)
+        assert one == pytest.approx(expected, rel=1e-3)
+    assert estimated(program.weights, {"loud.weight": INT8}, round_to_nearest) < expected / 100

@@ -123,3 +123,14 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest
 def test_an_estimate_is_one_sentence() -> None:
     text = str(Estimate(800_000_000, 0, {"onnxruntime": 87_000_000}, 20.4))
     assert text == "about 800 MB of memory, 151 MB of disk, 20 s of CPU time; artifacts: onnxruntime 87 MB"
+
+
+def test_weights_that_are_kept_cost_what_they_have_in_the_file() -> None:
+    checkpoint, config = smollm()
+    matrices = [key for key in list(checkpoint.keys()) if len(checkpoint.spec(key).shape) == 2]
+    kept = dict.fromkeys(matrices, (WeightFormat(4, 32), 2))
+    found = estimate(checkpoint, config, None, ["onnxruntime"], kept=kept)
+    weights = sum(checkpoint.spec(key).nbytes // 4 for key in matrices)
+    tables = 8192 * 64 * 4  # of rotary positions
+    assert found.artifacts["onnxruntime"] == pytest.approx(weights * (4 + 64 / 32) / 8 + tables, rel=0.01)
+    assert found.scratch == 0

@@ -135,6 +135,7 @@ recipe = "int8"
 group = 64
 symmetric = true
 rounding = "search"
+activations = "none"
 output = "o"
 task = "fill-mask"
 revision = "main"

@@ -63,18 +63,17 @@ def capture(model_class: Any, config: Any, task: Task, weights: Callable[[nn.Mod
         notes.append(f"{problem}; captured with plain attention")
         traced = _trace(model_class, config, task, _PLAIN)
     program = _program(task.entry, traced.exported, traced.call, weights)
-    program = with_expectations(program, traced.calls, traced.found["planish.attention"])
+    program = with_expectations(program, traced.calls)
     return Captured(program, (*notes, *traced.notes))
 
 
 @dataclass(frozen=True)
 class _Traced:
-    """A trace, what was traced, (module, operator) calls on the way, and how often each operator was found."""
+    """A trace, what was traced, and (module, operator) calls on the way."""
 
     exported: ExportedProgram
     call: Call
     calls: list[tuple[str, str]]
-    found: Counter[str]
     notes: list[str]
 
 
@@ -96,7 +95,7 @@ def _trace(model_class: Any, config: Any, task: Task, attention: str) -> _Traced
         name = type(model).__name__
         call = task.call(config, model)
         with count_calls(model, calls):
-            exported = _export(call, notes)
+            exported = _export(call, calls, notes)
     except (hooks.Unhooked, PlanishError):
         raise
     except Exception as problem:  # model code raises whatever it likes; the cause is kept and named
@@ -106,7 +105,7 @@ def _trace(model_class: Any, config: Any, task: Task, attention: str) -> _Traced
     bypassed = _bypassed(exported, found, call, config) if attention == hooks.IMPLEMENTATION else None
     if bypassed is not None:
         raise hooks.Unhooked(bypassed)
-    return _Traced(exported, call, calls, found, notes)
+    return _Traced(exported, call, calls, notes)
 
 
 def _stateless(exported: ExportedProgram, name: str) -> None:
@@ -150,7 +149,7 @@ def _bypassed(exported: ExportedProgram, found: Counter[str], call: Call, config
     return None
 
 
-def _export(call: Call, notes: list[str]) -> ExportedProgram:
+def _export(call: Call, calls: list[tuple[str, str]], notes: list[str]) -> ExportedProgram:
     step, inputs = call.step.eval(), call.inputs
     tensors = tuple(torch.zeros([_example(d) for d in i.shape], dtype=i.dtype) for i in inputs)
     # A table of positions that is sliced by past + sequence bounds their sum; no range up to the bound fits that.
@@ -164,6 +163,7 @@ def _export(call: Call, notes: list[str]) -> ExportedProgram:
     except Exception as problem:  # torch.export raises many unrelated types
         if call.states:
             raise
+        calls.clear()  # of the attempt that failed
         exported = _exported(step, tensors, None)  # what stops here too is the better reason
         notes.append(f"shapes are fixed: dynamic ones were refused by torch.export ({first_line(problem)})")
         return exported

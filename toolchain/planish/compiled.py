@@ -37,7 +37,7 @@ class TargetResult:
     """One target's artifact and all that is known about it.
 
     Args:
-        target: target name.
+        target: target name, and behind a slash the program where a model has several ("onnxruntime/decode").
         artifact: what was written; None when lowering was refused (the verdicts say why).
         verdicts: one per check, in the order they ran.
         placement: None when there is no artifact.

@@ -68,6 +68,7 @@ def estimate(
     *,
     rounding: Rounding = "nearest",
     verify: bool = True,
+    kept: Mapping[str, tuple[WeightFormat, int]] | None = None,
 ) -> Estimate:
     """Estimate one compile from shapes alone; no weight is read.
 
@@ -78,9 +79,12 @@ def estimate(
         targets: names.
         rounding: how integers are found.
         verify: the original model is loaded and run, in float32.
+        kept: tensor of the checkpoint -> the format that it has there, and how many numbers each of its groups has
+            (scale, minimum), for weights that are taken as they are.
     """
-    keys = checkpoint.keys()
+    keys = list(checkpoint.keys())
     specs = [checkpoint.spec(key) for key in keys]
+    formats = [(kept or {}).get(key, (format, 1)) for key in keys]
     weights = sum(prod(s.shape) for s in specs)
     layers = _layers(config)
     tables = _rotary_tables(config)
@@ -88,7 +92,7 @@ def estimate(
     seconds = _START + layers * (_PER_TRACED_LAYER + len(targets) * _PER_LOWERED_LAYER)
     seconds += len(targets) * weights / _WRITTEN + (weights / _ROUNDED[rounding] if format else 0)
     memory = _IMPORTED + layers * _PER_LAYER + _BLOCKS + 3 * tables + (4 * weights if verify else 0)
-    return Estimate(memory, scratch, {t: _artifact(specs, format, t) + tables for t in targets}, seconds)
+    return Estimate(memory, scratch, {t: _artifact(specs, formats, t) + tables for t in targets}, seconds)
 
 
 def check_room(needed: Estimate, folder: Path) -> tuple[str, ...]:
@@ -121,11 +125,13 @@ def _covered(spec: TensorSpec) -> bool:
     return len(spec.shape) == 2 and min(spec.shape) > 1 and spec.dtype.is_floating_point
 
 
-def _artifact(specs: Iterable[TensorSpec], format: WeightFormat | None, target: str) -> int:
+def _artifact(specs: Iterable[TensorSpec], formats: Iterable[tuple[WeightFormat | None, int]], target: str) -> int:
     wide = 2 if target in _HALF else 4
     return sum(
-        _quantised(s, format, wide) if format and _covered(s) else prod(s.shape) * min(wide, s.dtype.itemsize * 2)
-        for s in specs
+        _quantised(s, format, wide * numbers)
+        if format and _covered(s)
+        else prod(s.shape) * min(wide, s.dtype.itemsize * 2)
+        for s, (format, numbers) in zip(specs, formats, strict=True)
     )
 
 

@@ -12,7 +12,7 @@ from planish_targets.contract import Artifact
 
 CONFIG = "genai_config.json"
 MAX_LENGTH = 2048  # tokens that buffers are made for unless the app says more: caches are allocated up front
-_TOKENIZER = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -28,7 +28,7 @@ def add_generation_files(artifact: Artifact, source: Source, program: Program) -
     """Write them into the folder of an ONNX artifact; artifacts of other kinds are left alone."""
     if not artifact.entry.endswith(".onnx"):
         return
-    for name in _TOKENIZER:
+    for name in TOKENIZER_FILES:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, artifact.folder / name)
     config = genai_config(artifact, source.config, program)

@@ -141,7 +141,7 @@ def inspect_bundle(path: Path, asked: Sequence[str] = ()) -> BundleFacts:
     bundle = open_bundle(path)
     made = [name for name, entry in bundle.manifest.targets.items() if entry.artifact is not None]
     artifacts = {}
-    for name in asked or made:
+    for name in bundle.named(asked) if asked else made:
         artifact = bundle.artifact(name)
         facts = _describe(artifact.path, [(registry.find(name), artifact)])
         if facts is not None:
@@ -165,7 +165,7 @@ def inspect_model(location: str) -> ModelFacts:
         PlanishError: there is no model at all.
     """
     from planish.source import open_source
-    from planish.tasks import TASKS
+    from planish.tasks import PROGRAMS
 
     try:
         source = open_source(location)
@@ -173,7 +173,7 @@ def inspect_model(location: str) -> ModelFacts:
         config = _config(Path(location).expanduser())
         if config is None:
             raise
-        return _refused(location, config, tuple(TASKS), refusal)
+        return _refused(location, config, tuple(PROGRAMS), refusal)
     numbers, dtypes = 0, Counter[str]()
     for key in source.checkpoint.keys():  # noqa: SIM118  (not a mapping)
         spec = source.checkpoint.spec(key)
@@ -194,7 +194,7 @@ def inspect_model(location: str) -> ModelFacts:
         dtypes=dict(dtypes),
         files={f.name: f.bytes for f in source.files},
         config=json.loads(json.dumps(record, default=str)),
-        tasks=tuple(TASKS),
+        tasks=tuple(PROGRAMS),
     )
 
 

@@ -45,7 +45,7 @@ def weight_format(request: Request, recipe: RecipeSpec, task: Task) -> WeightFor
 
 def rounding(request: Request, format: WeightFormat | None, task: Task, weights: int) -> Rounding:
     """What was asked for; else nearest for 8 bits, and for fewer the best that the size of the model allows."""
-    if request.rounding == "calibrated" and task.metric != "tokens":
+    if request.rounding == "calibrated" and (task.metric != "tokens" or task.dependent):
         raise PlanishError(
             "calibration is for language models", f"task {task.name}", "choose --rounding search, or nearest"
         )
@@ -53,7 +53,7 @@ def rounding(request: Request, format: WeightFormat | None, task: Task, weights:
         return request.rounding
     if format is None or format.bits >= 8 or weights > CALIBRATED_UP_TO:
         return "nearest"
-    return "calibrated" if task.metric == "tokens" else "search"
+    return "calibrated" if task.metric == "tokens" and not task.dependent else "search"
 
 
 def checked(request: Request, weights: int) -> bool:
@@ -62,20 +62,34 @@ def checked(request: Request, weights: int) -> bool:
 
 
 def quantise(
-    program: Program, format: WeightFormat, how: Rounding, source: Source, folder: Path, progress: Progress
+    program: Program,
+    format: WeightFormat,
+    how: Rounding,
+    source: Source,
+    folder: Path,
+    progress: Progress,
+    formats: Mapping[str, WeightFormat] | None = None,
 ) -> Outcome:
-    """The quantised program; its integers are computed here and lie in `folder` from then on."""
+    """The quantised program; its integers are computed here and lie in `folder` from then on.
+
+    Args:
+        formats: weight name -> another format for that weight.
+    """
+    every = formats or {}
     if how == "calibrated":
-        program = replace(program, weights=_calibrated(program, format, source, folder, progress).onto(program.weights))
+        plan = Quantise(format, every).plan(program).weights
+        shelf = _calibrated(program, {name: chosen for name, (chosen, _) in plan.items()}, source, folder, progress)
+        program = replace(program, weights=shelf.onto(program.weights))
     rounder: Mapping[Rounding, Rounder] = {"nearest": round_to_nearest, "search": search}
-    outcome = run_passes(program, pipeline.quantise(format, rounder=rounder.get(how)))
+    outcome = run_passes(program, pipeline.quantise(format, every, rounder.get(how)))
     if how == "calibrated":
         return outcome
     return Outcome(settle_quantised(outcome.program, folder), outcome.steps)
 
 
-def _calibrated(program: Program, format: WeightFormat, source: Source, folder: Path, progress: Progress) -> Shelf:
-    formats = {name: chosen for name, (chosen, _) in Quantise(format).plan(program).weights.items()}
+def _calibrated(
+    program: Program, formats: Mapping[str, WeightFormat], source: Source, folder: Path, progress: Progress
+) -> Shelf:
     longest = program.axes["sequence"][1]
     tokens = calibration_tokens(
         load_tokenizer(source.tokenizer_files), int(source.config.vocab_size), TOKENS, min(LENGTH, longest)

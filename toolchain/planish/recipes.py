@@ -24,6 +24,8 @@ class RecipeSpec:
         agreement: smallest share of equal argmax decisions that passes, for tasks that decide (0..1).
         divergence: largest mean KL divergence of next-token distributions that passes, in nats.
         token_agreement: smallest share of equal most probable next tokens that passes (0..1).
+        keeps: weights stay as the checkpoint has quantised them.
+        exact: `divergence` for kernels that do not round activations; None = the same.
     """
 
     name: str
@@ -34,6 +36,8 @@ class RecipeSpec:
     agreement: float
     divergence: float
     token_agreement: float
+    keeps: bool = False
+    exact: float | None = None
 
     def weights(self, metric: str) -> WeightFormat | None:
         """Format of quantised weights of a task with this metric (`Task.metric`)."""
@@ -69,6 +73,18 @@ RECIPES: Mapping[str, RecipeSpec] = {
             0.5,
             0.6,
             0.5,
+        ),
+        RecipeSpec(
+            "keep",
+            "a GGUF file's own Q4_0, Q4_1 and Q8_0 blocks, bit for bit; other types stay float",
+            None,
+            None,
+            0.99,
+            0.9,
+            0.02,
+            0.9,
+            keeps=True,
+            exact=1e-4,
         ),
     )
 }

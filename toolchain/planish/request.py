@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field
 
 # The longest wait that every platform's poll() takes (2**31 ms), rounded down.
 _LONGEST_TIMEOUT = 1_000_000.0
@@ -44,6 +44,18 @@ class Request(BaseModel):
     symmetric: bool | None = Field(default=None, description="no zero points (default: the recipe's choice)")
     rounding: Literal["auto", "nearest", "search", "calibrated"] = Field(
         default="auto", description="how integers are found; auto: the best that the size of the model allows"
+    )
+    activations: Literal["auto", "none"] = Field(
+        default="auto", description="inputs of quantised weights: as the target's fastest kernels do, or never rounded"
+    )
+    bits: float | None = Field(
+        default=None,
+        gt=2,
+        le=8,
+        description="average bits of quantised weights, scales included: which of them stay at 8 bits is measured",
+    )
+    max_size: ByteSize | None = Field(
+        default=None, gt=0, description="largest size of an artifact's files; bits are spent where they help most"
     )
     output: Path | None = Field(default=None, description="bundle to write (default: NAME-RECIPE.planish)")
     task: str | None = Field(default=None, description="task; inferred from the model when left out")

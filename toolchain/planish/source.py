@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 from planish.checkpoint import Checkpoint, GgufFile, Loaded, load_weights, name_tensors, open_folder
 from planish.checkpoint.config import read_config
 from planish.checkpoint.locate import Kind, Located, is_sentence_transformer, locate
-from planish.tasks import TASKS
+from planish.tasks import PROGRAMS
 from planish_passes.errors import PlanishError
 from planish_passes.weights import WeightStore
 
@@ -198,7 +198,7 @@ def _infer_task(config: PreTrainedConfig, found: Located) -> str:
     task = next((t for t in map(_task_of, names) if t), None)
     if task is None:
         what = f"The task does not follow from the architecture {names[0]}." if names else "The config names no task."
-        raise PlanishError(what, str(found.folder), f"give one of: {', '.join(TASKS)}")
+        raise PlanishError(what, str(found.folder), f"give one of: {', '.join(PROGRAMS)}")
     return _known_task(task, found)
 
 
@@ -207,25 +207,28 @@ def _task_of(architecture: str) -> str | None:
     from optimum.exporters.tasks import TasksManager
 
     kind = getattr(transformers, architecture, None)
+    by_name = next((task for suffix, task in _SUFFIXES.items() if architecture.endswith(suffix)), None)
     if kind is not None:
         try:
-            return str(TasksManager.infer_task_from_model(kind))
+            found = str(TasksManager.infer_task_from_model(kind))
         except ValueError:  # not in optimum's tables: the name decides
-            pass
-    return next((task for suffix, task in _SUFFIXES.items() if architecture.endswith(suffix)), None)
+            return by_name
+        # Some classes that write text are in its tables for the first task that they were trained for.
+        return by_name if found == "fill-mask" and by_name == "text2text-generation" else found
+    return by_name
 
 
 def _known_task(task: str, found: Located) -> str:
     from optimum.exporters.tasks import TasksManager
 
     name = TasksManager.map_from_synonym(task)
-    if name in TASKS:
+    if name in PROGRAMS:
         return str(name)
-    supported = f"supported: {', '.join(TASKS)}"
+    supported = f"supported: {', '.join(PROGRAMS)}"
     if name in TasksManager.get_all_tasks():
         hint = f"{supported}; a model may also be compiled for another task than its own"
         raise PlanishError(f"The task {name} is not supported yet.", found.root.name, hint)
-    near = difflib.get_close_matches(task, list(TASKS), n=1)
+    near = difflib.get_close_matches(task, list(PROGRAMS), n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise PlanishError(f"There is no task {task}.", found.root.name, hint + supported)
 
@@ -250,7 +253,7 @@ def _architecture(config: PreTrainedConfig, task: str, found: Located, trust_rem
             str(found.folder),
             "read that code first; then allow it with trust_remote_code, or choose another task",
         )
-    fits = [t for t in TASKS if type(config) in auto_class(t)._model_mapping]
+    fits = [t for t in PROGRAMS if type(config) in auto_class(t)._model_mapping]
     hint = f"tasks that it has: {', '.join(fits)}" if fits else "use another model"
     raise PlanishError(f"transformers has no {config.model_type} for {task}.", str(found.folder), hint)
 

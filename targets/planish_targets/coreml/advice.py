@@ -45,7 +45,7 @@ class View:
 
     def named(self, *types: str) -> list[str]:
         """Operations of these types."""
-        return [o.outputs[0].name for o in self.operations if o.type in types]
+        return [o.output for o in self.operations if o.type in types]
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def _float32(view: View) -> list[str]:
     inputs = {p.name for p in view.inputs}
     found = []
     for o in view.operations:
-        at_edge = o.type == "cast" and (o.outputs[0].name in view.outputs or bool(inputs & set(o.inputs)))
-        if o.outputs[0].dtype == "fp32" and not at_edge:
-            found.append(o.outputs[0].name)
+        at_edge = o.type == "cast" and (o.output in view.outputs or bool(inputs & set(o.inputs)))
+        if o.outputs and o.outputs[0].dtype == "fp32" and not at_edge:
+            found.append(o.output)
     return found
 
 
@@ -95,14 +95,14 @@ def _flexible(view: View) -> list[str]:
 def _topk(view: View) -> list[str]:
     top = {output.name for o in view.operations if o.type == "topk" for output in o.outputs}
     followers = ("expand_dims", "tile", "gather_along_axis")
-    after = [o.outputs[0].name for o in view.operations if o.type in followers and top & set(o.inputs)]
+    after = [o.output for o in view.operations if o.type in followers and top & set(o.inputs)]
     return [*sorted(top), *after]
 
 
 def _small_sdpa(view: View) -> list[str]:
     sizes = {output.name: prod(d or 1 for d in output.shape or ()) for o in view.operations for output in o.outputs}
     return [
-        o.outputs[0].name
+        o.output
         for o in view.operations
         if o.type == "scaled_dot_product_attention" and max((sizes.get(i, 0) for i in o.inputs), default=0) < 2_000_000
     ]
@@ -122,12 +122,12 @@ def _tables(view: View) -> list[str]:
 
 
 def _flat_hardswish(view: View) -> list[str]:
-    flat = [o.outputs[0].name for o in view.operations if o.type in ("linear", "matmul") and _rank(o) == 2]
+    flat = [o.output for o in view.operations if o.type in ("linear", "matmul") and _rank(o) == 2]
     return flat if view.named("sigmoid_hard", "hard_swish") else []
 
 
 def _linears(view: View) -> list[str]:
-    return [o.outputs[0].name for o in view.operations if o.type == "linear" or (o.type == "matmul" and _rank(o) < 4)]
+    return [o.output for o in view.operations if o.type == "linear" or (o.type == "matmul" and _rank(o) < 4)]
 
 
 RULES: tuple[Rule, ...] = (
@@ -210,7 +210,7 @@ def placement(artifact: Artifact) -> Placement:
     given = artifact.options.get("modules", {})
     modules: Mapping[str, str] = given if isinstance(given, Mapping) else {}
     nodes = tuple(
-        Placed(o.outputs[0].name, o.type, "unknown", "Core ML", "decided on the device", source_module(o, modules))
+        Placed(o.output, o.type, "unknown", "Core ML", "decided on the device", source_module(o, modules))
         for o in view.operations
     )
     return Placement(SOURCE, nodes, advice=advise(view))
@@ -229,5 +229,5 @@ def _line(rule: Rule, found: Sequence[str]) -> str:
 
 def source_module(operation: mil.MilOperation, modules: Mapping[str, str]) -> str:
     """The source module of an operation; "" when a pass made it. Names are `<node>__<operation>` (emit.emitter)."""
-    node = operation.outputs[0].name.rpartition("__")[0]
+    node = operation.output.rpartition("__")[0]
     return modules.get(node, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import logging
 import warnings
@@ -17,6 +18,7 @@ from planish_passes.errors import PlanishError
 
 HALF_MAX = 65504.0  # the largest fp16 number
 NARROW = "planish::narrow_to_fp16"
+SHARE = "planish::share_constants"
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,9 @@ def load() -> Sdk:
             torch_nodes = importlib.import_module(f"{base}.frontend.torch.internal_graph")
             torch_context = importlib.import_module(f"{base}.frontend.torch.converter")
             setattr(importlib.import_module(f"{base}.mil.passes.pass_pipeline"), "tqdm", _without_bar)  # noqa: B010
-            _register_narrow(
-                importlib.import_module(f"{base}.mil.passes.pass_registry"),
-                importlib.import_module(f"{base}.mil.passes.defs.quantization"),
-            )
+            registry = importlib.import_module(f"{base}.mil.passes.pass_registry")
+            _register_narrow(registry, importlib.import_module(f"{base}.mil.passes.defs.quantization"))
+            _register_share(registry, importlib.import_module(f"{base}.mil.passes.graph_pass"))
     except ModuleNotFoundError as problem:
         raise PlanishError(
             f"{problem.name} is not installed", "the Core ML target", "pip install 'planish[coreml]'"
@@ -74,13 +75,41 @@ def _register_narrow(registry: Any, quantization: Any) -> None:
         """coremltools' fp16 pass with a cheaper search for constants beyond fp16.
 
         Its own search builds index arrays of 24 bytes for each element of a table.
+        Option `wide`: names of operations that stay fp32.
         """
+
+        wide: frozenset[str] = frozenset()
+
+        def is_valid_op(self, op: Any) -> bool:
+            return op.name not in self.wide and bool(super().is_valid_op(op))
 
         @staticmethod
         def fp16_overflow(op: Any) -> bool:
             return any(_beyond_fp16(var) for given in op.inputs.values() for var in _listed(given))
 
     registry.register_pass(namespace="planish")(narrow_to_fp16)
+
+
+def _register_share(registry: Any, graph_pass: Any) -> None:
+    class share_constants(graph_pass.AbstractGraphPass):  # its name is the name of the pass
+        """Constants of equal bytes, in one function or in several, are one record of the weight file.
+
+        coremltools' own search (`const_deduplication`) compares with a tolerance, and takes one of two names away.
+        """
+
+        def apply(self, program: Any) -> None:
+            for function in program.functions.values():
+                for op in function.operations:
+                    if op.op_type == "const" and isinstance(op.outputs[0].val, np.ndarray):
+                        op.weight_id = _identity(op.outputs[0])
+
+    registry.register_pass(namespace="planish")(share_constants)
+
+
+def _identity(var: Any) -> str:
+    digest = hashlib.sha256(f"{var.dtype} {var.shape} ".encode())
+    digest.update(np.ascontiguousarray(var.val).data.cast("B") if var.val.size else b"")
+    return digest.hexdigest()
 
 
 def _listed(given: Any) -> Any:

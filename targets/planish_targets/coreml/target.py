@@ -26,10 +26,15 @@ from planish_targets.contract import (
 )
 
 _PACKAGE = "model.mlpackage"
+_KEEPS = "attention linear_q embedding_q cache_write resident_attention causal_mask rope rms_norm gated"
 _CAPABILITIES = Capabilities(
-    keeps=frozenset({"planish.attention", "planish.linear_q", "planish.embedding_q"}),
-    bits=frozenset({8}),
+    keeps=frozenset(f"planish.{name}" for name in _KEEPS.split()),
+    bits=frozenset({4, 8}),
+    caches=True,
+    resident=2048,
 )
+# Tokens of one call: one function decodes, one takes prompts. Both share states and weights.
+CHUNKS = (1, 64)
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,22 @@ class CoreMLTarget:
         """Write model.mlpackage. See `planish_targets.coreml.lower`."""
         from planish_targets.coreml.lower import lower, modules
 
-        weights, notes = lower(program, into / _PACKAGE)
-        options = {
-            "inputs": [p.name for p in program.inputs],
-            "outputs": [p.name for p in program.outputs],
+        written = lower(program, into / _PACKAGE, CHUNKS)
+        states = {name for pair in program.states for name in pair}
+        options: dict[str, object] = {
+            "inputs": [p.name for p in program.inputs if p.name not in states],
+            "outputs": [p.name for p in program.outputs if p.name not in states],
             "precision": "fp32",
-            "weights": weights,
+            "weights": written.weights,
             "modules": modules(program),
         }
-        return Artifact(self.name, into, _PACKAGE, options, notes)
+        if states:
+            options["context"] = next(p.shape[2] for p in program.inputs if p.name in states)
+            options["functions"] = written.functions
+            options["logits"] = (
+                "last" if next(p for p in program.outputs if p.name == "logits").shape[1] == 1 else "all"
+            )
+        return Artifact(self.name, into, _PACKAGE, options, written.notes)
 
     def runner(self, artifact: Artifact) -> Runner | Unavailable:
         """Core ML itself on macOS; elsewhere the MIL interpreter (option "precision": fp32 or fp16)."""

@@ -60,8 +60,18 @@ def inspect(path: Path) -> dict[str, object] | None:
         "dtypes": dict(dtypes.most_common()),
         "inputs": [{"name": p.name, "shape": list(p.shape), "dtype": _short(p.dtype)} for p in program.inputs],
         "outputs": [{"name": p.name, "shape": list(p.shape), "dtype": _short(p.dtype)} for p in program.outputs],
+        **_more(path, program),
         "bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()),
     }
+
+
+def _more(path: Path, program: mil.MilProgram) -> dict[str, object]:
+    """What packages of language models have besides: states, and more functions than the one that is described."""
+    more: dict[str, object] = {}
+    if program.states:
+        more["states"] = [{"name": p.name, "shape": list(p.shape), "dtype": _short(p.dtype)} for p in program.states]
+    names = mil.functions(path)
+    return {**more, "functions": list(names)} if len(names) > 1 else more
 
 
 def _bits(dtype: str) -> int:

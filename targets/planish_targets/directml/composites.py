@@ -23,7 +23,10 @@ def translations() -> dict[Any, Callable[..., Any]]:
 
     shared = decoder.translations()
     ops = torch.ops.planish
-    kept = (ops.cache_lengths.default, ops.add_rms_norm.default, ops.rms_norm.default)
+    kept = (
+        *(ops.cache_lengths.default, ops.add_rms_norm.default, ops.rms_norm.default),
+        *(ops.linear_minima.default, ops.embedding_minima.default),
+    )
     return {
         **{op: shared[op] for op in kept},
         ops.linear_q.default: _linear_q,

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from planish_passes.quantise import MINIMA
 from planish_passes.weights import TensorSpec, WeightStore
 from planish_targets.directml import kernels
 from planish_targets.directml.precision import LARGEST, full_precision, is_float
+from planish_targets.onnx_graph.tidy import TRANSPOSED
 from planish_targets.onnx_graph.translate import MODULE
 
 if TYPE_CHECKING:
@@ -133,7 +135,8 @@ class _Half:
 
         assert value.shape is not None
         name, large = str(value.name), prod(int(d) for d in value.shape) > _SMALL
-        half = large or "FLOAT" not in wanted
+        kept = name.removesuffix(TRANSPOSED).endswith(MINIMA)  # exact numbers, which float16 would round
+        half = not kept and (large or "FLOAT" not in wanted)
         if half:
             value.type = ir.TensorType(ir.DataType.FLOAT16)
         if value.const_value is not None:

@@ -57,8 +57,14 @@ def write(program: Program, path: Path) -> None:
     weights, aliases = fold_packing(model, fold_middles(model, program.weights))
     weights = tidy(model, weights)
     ports = frozenset(name for pair in program.states for name in pair)
-    weights = to_half(model, weights, OPSET, ports=ports, large=frozenset(large_values(program)))
+    weights = to_half(model, weights, OPSET, ports=ports, large=frozenset(large_values(program)) | _minima(program))
     save(model, weights, path, aliases)
+
+
+def _minima(program: Program) -> frozenset[str]:
+    """What minima add to weights stays float32: it is little to compute, and the minima themselves are kept so."""
+    kinds = ("planish.linear_minima", "planish.embedding_minima")
+    return frozenset(n.name for n in program.graph.nodes if n.op == "call_function" and op_name(n) in kinds)
 
 
 def audited(program: Program) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import torch
 from planish_passes.quantise import SCALES, VALUES, ZEROS
 from planish_passes.weights import QuantizedTensor, WeightFormat
 from planish_targets.onnx_graph.pack import BLOCKS, POINTS, unpack
-from planish_targets.onnx_graph.read import quantized_weights
+from planish_targets.onnx_graph.read import quantized_weights, with_minima
 
 
 def read_weights(path: Path) -> Mapping[str, QuantizedTensor]:
@@ -42,4 +42,4 @@ def read_weights(path: Path) -> Mapping[str, QuantizedTensor]:
             weight, zeros = found[base], tensor(name)
             group = weight.values.shape[1] // zeros.shape[1]
             found[base] = QuantizedTensor(weight.values, weight.scales, zeros, WeightFormat(8, group, False))
-    return found
+    return with_minima(found, {n: lambda n=n: tensor(n) for n in held})  # type: ignore[misc]

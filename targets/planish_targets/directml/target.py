@@ -51,7 +51,8 @@ _BINDING = (
     "bind each present to the buffer of its past (options.shared_buffers), and give a prompt in one call: "
     "DirectML's attention kernel writes in place, and takes the past as empty when several tokens come at once"
 )
-_ALWAYS = frozenset({"planish.linear_q", "planish.embedding_q", "planish.rms_norm", "planish.gated"})
+_QUANTISED = ("linear_q", "embedding_q", "linear_minima", "embedding_minima")
+_ALWAYS = frozenset(f"planish.{n}" for n in (*_QUANTISED, "rms_norm", "gated"))
 _FORMED = frozenset({"planish.cached_attention", "planish.rope"})  # the passes below make kernels of them
 _KERNELS = frozenset(f"planish.{n}" for n in ("group_query_attention", "rotary_rows", "add_rms_norm", "cache_lengths"))
 _CAPABILITIES = Capabilities(keeps=_ALWAYS | _FORMED, bits=frozenset({4, 8}), caches=True)

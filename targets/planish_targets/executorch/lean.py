@@ -12,6 +12,24 @@ from collections.abc import Iterator
 from typing import Any
 
 _BATCH_NORM = ("aten.native_batch_norm", "aten._native_batch_norm", "aten.batch_norm")
+_CHANNELS_LAST = (
+    tuple(
+        f"aten.{n}"
+        for n in (
+            "convolution",
+            "upsample",
+            "mean",
+            "max",
+            "amax",
+            "avg_pool",
+            "prelu",
+            "_prelu",
+            "index",
+            "_unsafe_index",
+        )
+    )
+    + _BATCH_NORM
+)
 
 # Pass of executorch.backends.xnnpack._passes -> what the names of the operators that it changes begin with. A pass that
 # is not listed always runs.
@@ -25,6 +43,13 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "PReLUReshapePass": ("aten._prelu_kernel",),
     "InsertPadQDQPass": ("aten.constant_pad_nd",),
     "FuseActivationPass": ("aten.relu", "aten.hardtanh"),
+    "XNNPACKRemoveCloneOpsTransform": ("aten.clone", "dim_order_ops."),
+    "DimOrderOpsRevertPass": ("dim_order_ops.",),
+    "ConvertToLinearPass": ("aten.mm", "aten.addmm", "aten.bmm"),
+    "PropagateCustomMetaPass": (),  # tags of weights in files of their own, which planish does not write
+    "RemoveGetItemPass": ("aten.max", "aten.native_batch_norm", "aten._native_batch_norm"),
+    "ChannelsLastTaggedReshapePass": _CHANNELS_LAST,
+    "RemoveRedundantCopyPass": (*_CHANNELS_LAST, "aten._to_copy", "dim_order_ops."),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,14 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from planish_passes.errors import PlanishError
-from planish_passes.program import Program, module_path, op_name
+from planish_passes.program import Port, Program, module_path, op_name
 from planish_targets.executorch.lean import lean
+from planish_targets.executorch.partition import partitioner
 from planish_targets.executorch.quiet import quiet
+from planish_targets.executorch.states import KEPT, Cache, inside, settled
+from planish_targets.executorch.tables import with_kernels
 
+LATER = (*KEPT, "planish.embedding_q")  # composites that become executorch's own kernels here
 # What executorch's passes raise at programs that they do not take; anything else is a defect and keeps its traceback.
 _LOWERING_ERRORS = (RuntimeError, ValueError, NotImplementedError, AssertionError, KeyError, TypeError)
 
@@ -31,6 +35,10 @@ class Written:
         subgraphs: delegates, each one a hand-over at run time.
         kernels: source module of each instruction of the plan, "" where unknown.
         handles: debug handle of a delegated operation -> source module.
+        caches: buffers that live from call to call.
+        inputs: ports of the file, which are not those of the program when caches are inside.
+        longest: most tokens of one call of a program with caches; 0 when there are none.
+        kernel_libraries: folders of the package whose kernels the file needs beside the runtime's own.
     """
 
     delegated: int
@@ -38,36 +46,48 @@ class Written:
     subgraphs: int
     kernels: tuple[str, ...]
     handles: Mapping[int, str]
+    caches: tuple[Cache, ...]
+    inputs: tuple[Port, ...]
+    longest: int = 0
+    kernel_libraries: tuple[str, ...] = ()
 
 
-def write(program: Program, to: Path) -> Written:
+def write(program: Program, to: Path, facts: Mapping[str, object] | None = None) -> Written:
     """Lower and write.
+
+    Args:
+        program: in the form that the target's passes make.
+        to: the file.
+        facts: values of constant methods, by name.
 
     Raises:
         PlanishError: an operator has no form here; names it, its module and the way out.
     """
     _check(program)
-    with quiet(), lean(), torch.no_grad():
-        manager, written = _lower(_with_weights(program), program)
+    with quiet(), lean(), torch.no_grad(), settled(program.graph):
+        program, caches = inside(with_kernels(program.copy()))
+        manager, written = _lower(_with_weights(program), program, facts or {})
+        longest = program.axes["sequence"][1] if caches and "sequence" in program.axes else int(bool(caches))
+        written = replace(written, caches=caches, longest=longest)
         with to.open("wb") as file:
             manager.write_to_file(file)
     return written
 
 
-def _lower(exported: ExportedProgram, program: Program) -> tuple[Any, Written]:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+def _lower(exported: ExportedProgram, program: Program, facts: Mapping[str, object]) -> tuple[Any, Written]:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     try:
         edge = to_edge_transform_and_lower(
             exported,
-            partitioner=[XnnpackPartitioner()],
+            partitioner=[partitioner()],
+            constant_methods=dict(facts) or None,
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )
     except _LOWERING_ERRORS as problem:
         raise _refusal(program.graph, problem) from problem
     graph = edge.exported_program().graph_module
-    handles, inside = _delegated_modules(graph), [len(_calls(d.original_module)) for d in _delegates(graph)]
+    handles, counts = _delegated_modules(graph), [len(_calls(d.original_module)) for d in _delegates(graph)]
     portable = sum("delegate" not in n.name for n in _calls(graph))
     modules = _modules_by_handle(graph)
     try:
@@ -76,17 +96,20 @@ def _lower(exported: ExportedProgram, program: Program) -> tuple[Any, Written]:
         raise _refusal(graph.graph, problem) from problem
     _check_kernels(manager, modules)
     kernels = _kernel_modules(manager, modules)
-    return manager, Written(sum(inside), portable, len(inside), kernels, handles)
+    libraries = _libraries(manager)
+    return manager, Written(
+        sum(counts), portable, len(counts), kernels, handles, (), program.inputs, kernel_libraries=libraries
+    )
 
 
 def _check(program: Program) -> None:
     """Refuse what no later stage could name as well: composites that are left over."""
     for node in program.graph.nodes:
-        if node.op == "call_function" and op_name(node).startswith("planish."):
+        if node.op == "call_function" and op_name(node).startswith("planish.") and op_name(node) not in LATER:
             raise PlanishError(
                 f"ExecuTorch has no form for {op_name(node)} with these options: {_arguments(node)}",
                 f"module {module_path(node) or '(top)'}",
-                "use an int8 recipe with one scale per output channel, or another target",
+                "choose groups of 32, 64 or 128 input features or one scale per output channel, or another target",
             )
 
 
@@ -154,20 +177,34 @@ def _check_kernels(manager: Any, modules: Mapping[int, str]) -> None:
             raise _no_form(name, at)
 
 
+_LIBRARIES = {"llama": "extension.llm.custom_ops", "quantized_decomposed": "kernels.quantized"}
+
+
+def _libraries(manager: Any) -> tuple[str, ...]:
+    spaces = {o.name.split("::")[0] for o in manager.executorch_program.execution_plan[0].operators}
+    return tuple(sorted(_LIBRARIES[s] for s in spaces & set(_LIBRARIES)))
+
+
 def portable_kernels() -> frozenset[str]:
     """Operators with a portable kernel, by the list that ships with executorch; empty when it ships none."""
     from importlib.resources import files
 
     names: set[str] = set()
     folder = files("executorch").joinpath("kernels").joinpath("portable")
-    for table in ("functions.yaml", "custom_ops.yaml", "et_copy_ops.yaml"):
-        path = folder.joinpath(table)
+    tables = [folder.joinpath(t) for t in ("functions.yaml", "custom_ops.yaml", "et_copy_ops.yaml")]
+    for path in (*tables, folder.parent.joinpath("quantized").joinpath("quantized.yaml")):
         if path.is_file():
             text = path.read_text()
             names |= {f"aten::{op}" for op in re.findall(r"^- op: ([\w.]+)", text, re.MULTILINE)}
             functions = re.findall(r"^- func: ([\w:.]+)", text, re.MULTILINE)
             names |= {f if "::" in f else f"aten::{f}" for f in functions}
-    return frozenset(names)
+    return frozenset(names) | _ELSEWHERE if names else frozenset()
+
+
+# Kernels that no list of the wheel names: primitives of the runtime, and the operators for language models.
+_ELSEWHERE = frozenset(
+    ("aten::sym_size.int", "aten::_local_scalar_dense", "llama::custom_sdpa.out", "llama::update_cache.out")
+)
 
 
 def _no_form(operator: str, module: str) -> PlanishError:

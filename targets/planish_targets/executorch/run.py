@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from planish_passes.errors import PlanishError
 from planish_targets.executorch.header import read_header
+from planish_targets.executorch.pte import INSTALL
 from planish_targets.executorch.quiet import quiet
 from planish_targets.serve import Call, Model, serve
 
@@ -34,6 +36,8 @@ def load(call: Call) -> Model:
         from executorch.runtime import Runtime, Verification
 
         _unsafe_reset_threadpool(call.threads)
+        if call.options.get("kernels"):
+            _more_kernels(call)
         try:
             runtime = Runtime.get()
             program = runtime.load_program(call.path, verification=Verification.InternalConsistency)
@@ -43,16 +47,47 @@ def load(call: Call) -> Model:
     if method is None:
         raise PlanishError("the .pte file has no method `forward`", str(call.path), _DEFECT)
 
-    def model(feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        given = [feed[name].to(dtype).contiguous() for name, dtype in zip(inputs, dtypes, strict=True)]
+    longest = int(call.options.get("longest", 0))  # type: ignore[call-overload]
+    whole = call.options.get("logits") == "all"
+
+    def call_once(given: list[Tensor]) -> Any:
         try:
-            results: Any = method.execute(given)
+            return method.execute(given)
         except RuntimeError as problem:
             shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(inputs, given, strict=True))
             raise PlanishError(f"{_told(problem)}; given {shapes}", str(call.path), _DEFECT) from problem
+
+    def model(feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        given = [feed[name].to(dtype).contiguous() for name, dtype in zip(inputs, dtypes, strict=True)]
+        return dict(zip(outputs, call_once(given), strict=True))
+
+    def decoder(feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Longer texts in parts; caches are inside, and what is given for them is not needed."""
+        ids, places = feed["input_ids"], feed["position_ids"][0]
+        parts = [
+            call_once([i.contiguous(), p.contiguous()])
+            for i, p in zip(ids.split(longest, dim=1), places.split(longest), strict=True)
+        ]
+        results = [torch.cat(r, dim=1) if whole else r[-1].clone() for r in zip(*parts, strict=True)]
         return dict(zip(outputs, results, strict=True))
 
-    return model
+    return decoder if "context" in call.options else model
+
+
+def _more_kernels(call: Call) -> None:
+    """Kernels for quantised tables, attention and caches, which executorch ships as libraries of their own."""
+    for name in _names(call, "kernels"):
+        folder = _folder(name)
+        library = next(iter(sorted(folder.glob("lib*_aot_lib.*"))), None)
+        if library is None:
+            raise PlanishError(f"this executorch has no kernels in {name}", str(call.path), INSTALL)
+        torch.ops.load_library(str(library))
+
+
+def _folder(name: str) -> Path:
+    package = find_spec("executorch")
+    assert package is not None
+    return Path(next(iter(package.submodule_search_locations or ())), *name.split("."))
 
 
 def _skip_compiler() -> None:

@@ -9,7 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from planish_passes.canonicalise import Canonicalise
 from planish_passes.errors import PlanishError
+from planish_passes.expand import Expand
+from planish_passes.fold import FoldConstants
 from planish_passes.infra import Pass
 from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
@@ -24,13 +27,20 @@ from planish_targets.contract import (
     Runner,
     Unavailable,
 )
+from planish_targets.executorch.attention import ExpandAttention
+from planish_targets.executorch.forms import InferredLength, NormByProduct, RotaryByProduct, Share
 from planish_targets.executorch.header import is_pte
 from planish_targets.executorch.linear import DynamicLinear
+from planish_targets.executorch.lower import Written, write
 from planish_targets.executorch.pte import INSTALL, open_pte
 from planish_targets.executorch.rewrite import AdditiveMask, BatchMatmul, ExpandTanhGelu
+from planish_targets.executorch.tables import PlainTables
 
 _FILE = "model.pte"
-_CAPABILITIES = Capabilities(keeps=frozenset({"planish.linear_q"}))
+_INSIDE = frozenset(f"planish.{n}" for n in ("linear_q", "embedding_q", "resident_attention", "cache_write"))
+_CAPABILITIES = Capabilities(
+    keeps=_INSIDE | {"planish.rope", "planish.rms_norm"}, bits=frozenset({4, 8}), caches=True, resident=2048
+)
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,18 @@ class ExecutorchTarget:
     def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
         """Forms that XNNPACK takes."""
         return (
+            ExpandAttention(),  # before composites are expanded: it leaves some
+            NormByProduct(),
+            RotaryByProduct(),
+            PlainTables(),
+            Expand(_INSIDE),
+            Canonicalise(),  # transposes around rotary positions cancel
+            FoldConstants(),  # with fixed shapes, rows of their tables
             AdditiveMask(),
             BatchMatmul(),  # after the mask: it looks for the softmax behind a mask, not through reshapes
             ExpandTanhGelu(),
+            InferredLength(),  # behind everything that makes reshapes
+            Share(),  # before quantised linears, which look at what they share themselves
             DynamicLinear(),  # last: its operators are known to nothing else
         )
 
@@ -65,16 +84,16 @@ class ExecutorchTarget:
         missing = _missing()
         if missing:
             raise PlanishError(f"lowering to executorch is not possible: {missing}", f"target {self.name}", INSTALL)
-        from planish_targets.executorch.lower import write
-        from planish_targets.executorch.weights import locate
+        from planish_targets.executorch.weights import duplicates, locate
 
-        written = write(program, into / _FILE)
+        written = write(program, into / _FILE, _facts(program))
         file = open_pte(into / _FILE)
         options: dict[str, object] = {
-            "inputs": [p.name for p in program.inputs],
-            "input_dtypes": [str(p.dtype).removeprefix("torch.") for p in program.inputs],
-            "input_shapes": [list(p.shape) for p in program.inputs],
-            "outputs": [p.name for p in program.outputs],
+            "inputs": [p.name for p in written.inputs],
+            "input_dtypes": [str(p.dtype).removeprefix("torch.") for p in written.inputs],
+            "input_shapes": [list(p.shape) for p in written.inputs],
+            "outputs": [p.name for p in program.outputs if p.name not in {o for o, _ in program.states}],
+            **_resident(program, written),
             "delegated": written.delegated,
             "portable": written.portable,
             "subgraphs": written.subgraphs,
@@ -83,7 +102,8 @@ class ExecutorchTarget:
             "delegate_modules": {str(handle): path for handle, path in written.handles.items()},
             "weights": locate(file, program),
         }
-        return Artifact(self.name, into, _FILE, options, _notes(options))
+        twice = duplicates(options["weights"])  # type: ignore[arg-type]
+        return Artifact(self.name, into, _FILE, options, _notes(options, twice))
 
     def runner(self, artifact: Artifact) -> Runner | Unavailable:
         """ExecuTorch's own runtime for Python, in a process of its own."""
@@ -128,6 +148,21 @@ class ExecutorchTarget:
         return describe(open_pte(path))
 
 
+def _resident(program: Program, written: Written) -> dict[str, object]:
+    """What a runner must know of caches inside, and of kernels that come as libraries of their own."""
+    options: dict[str, object] = {"kernels": list(written.kernel_libraries)} if written.kernel_libraries else {}
+    if not written.caches:
+        return options
+    logits = next(p for p in program.outputs if p.name == "logits")
+    return {
+        **options,
+        "context": max(int(p.shape[2]) for p in program.inputs if p.name in {i for _, i in program.states}),
+        "longest": written.longest,
+        "logits": "last" if logits.shape[1] == 1 else "all",
+        "state_bytes": sum(c.nbytes for c in written.caches),
+    }
+
+
 def _recorded(artifact: Artifact) -> tuple[list[str], dict[str, str]]:
     """Source modules of instructions and of delegated operations, as lowering noted them."""
     kernels, handles = artifact.options.get("kernel_modules", []), artifact.options.get("delegate_modules", {})
@@ -146,9 +181,39 @@ def _missing() -> str:
     return "" if runtime else f"executorch {found} has no runtime for Python; {INSTALL}"
 
 
-def _notes(options: Mapping[str, object]) -> tuple[str, ...]:
-    return (
+def _facts(program: Program) -> dict[str, object]:
+    """Constant methods that executorch's own runners for language models ask for, as far as the program tells."""
+    if not program.states:
+        return {}
+    inner = {i for _, i in program.states}
+    context = max(int(p.shape[2]) for p in program.inputs if p.name in inner)
+    logits = next(p for p in program.outputs if p.name == "logits")
+    return {
+        "get_max_seq_len": program.axes["sequence"][1] if "sequence" in program.axes else 1,
+        "get_max_context_len": context,
+        "get_vocab_size": int(logits.shape[-1]),
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": program.count()["planish.resident_attention"] > 0,
+        "enable_dynamic_shape": "sequence" in program.axes,
+    }
+
+
+def _notes(options: Mapping[str, object], twice: int) -> tuple[str, ...]:
+    notes = (
         f"planned memory: {options['planned_bytes']:,} bytes, beside the weights and what XNNPACK allocates itself",
         f"{options['delegated']} operations run in {options['subgraphs']} XNNPACK delegates, "
         f"{options['portable']} in portable kernels",
     )
+    if "context" in options:
+        notes += (f"{options['state_bytes']:,} bytes of planned memory are caches for {options['context']} tokens",)
+    if twice:
+        notes += (f"{twice:,} bytes of integers are stored twice: a table that is also a linear has two layouts",)
+    if "kernels" in options:
+        notes += ("the app links executorch's kernels for " + " and ".join(_LINKED[k] for k in options["kernels"]),)  # type: ignore[attr-defined]
+    return notes
+
+
+_LINKED = {
+    "extension.llm.custom_ops": "language models (custom_ops)",
+    "kernels.quantized": "quantised tables (quantized_kernels)",
+}

@@ -3,140 +3,211 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from planish_passes.errors import PlanishError
-from planish_passes.program import Program
-from planish_passes.quantise import SCALES, VALUES
+from planish_passes.program import Program, op_name
+from planish_passes.quantise import VALUES
 from planish_passes.weights import QuantizedTensor, WeightFormat
-from planish_targets.executorch.linear import CHANNEL_SCALES
+from planish_targets.executorch import tables
+from planish_targets.executorch.linear import HIGH, LOW, SHIFTS
 from planish_targets.executorch.pte import PteFile, from_bytes, xnnpack_graphs
 
-_SCALES = (CHANNEL_SCALES, SCALES)  # DynamicLinear puts the first in the place of the second
+Place = dict[str, Any]
+"""Where one copy of a weight lies: form ("channels" = int8, "nibbles" = int4, "halves" = int8 as two int4, all in
+XNNPACK delegates, or one of `tables`); values and scales: keys of what the file stores; zeros: key of constants that
+stand for zero points, or ""; shape: rows, columns, groups; bits; symmetric."""
+
+_INTEGERS = {"xnn_datatype_qcint8": 8, "xnn_datatype_qcint4": 4, "xnn_datatype_qbint4": 4}
+_AGAIN = "compile the model again"
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """One weight in the file, read when asked for.
+def locate(file: PteFile, program: Program) -> dict[str, list[Place]]:
+    """Weight name -> the places in a file just written that hold its integers, scales and zero points.
 
-    `key` names it: sha256 of the integers at lowering time (XNNPACK's name for them), or `value:<index in the plan>`.
-    """
-
-    key: str
-    scales_key: str
-    values: Callable[[], Tensor]
-    scales: Callable[[], Tensor]
-
-
-def locate(file: PteFile, program: Program) -> dict[str, list[list[str]]]:
-    """Weight name -> the places ([key, scales key]) in a file just written that hold its integers and scales.
+    Args:
+        file: what was written.
+        program: what was handed over.
 
     Raises:
         PlanishError: a weight of the program is nowhere in the file.
     """
-    stored: dict[str, list[_Stored]] = {}
-    for entry in _stored(file):
-        stored.setdefault(_digest(entry.values()), []).append(entry)
-    places: dict[str, list[list[str]]] = {}
-    for name in sorted(n for n in program.weights if n.endswith(VALUES)):
-        base = name.removesuffix(VALUES)
-        scales = program.weights.read(next(base + s for s in _SCALES if base + s in program.weights)).reshape(-1)
-        same = stored.get(_digest(program.weights.read(name)), [])
-        found = [[e.key, e.scales_key] for e in same if torch.equal(e.scales(), scales)]
-        if not found:
+    places: dict[str, list[Place]] = defaultdict(list)
+    for base, found in (*_linears(program), *tables.locate(file, program)):
+        if found is not None and found not in places[base]:
+            places[base].append(found)
+    stored = _stored(file)
+    for base, found_all in places.items():
+        linears = [p for p in found_all if p["form"] not in tables.FORMS]
+        gone = any(pair not in stored for p in linears for pair in zip(p["values"], p["scales"], strict=True))
+        if not found_all or gone or any(p["zeros"] and (p["zeros"], "") not in stored for p in linears):
             raise PlanishError(
                 "a quantised weight is not in the .pte file as it was handed over",
                 base,
                 "this executorch version encodes it in another way; report it with the model's config.json",
             )
-        places[base] = [list(p) for p in dict.fromkeys(map(tuple, found))]
-    return places
+    return dict(places)
 
 
-def read(file: PteFile, places: Mapping[str, list[list[str]]]) -> dict[str, QuantizedTensor]:
-    """Integers and scales by weight name, from the bytes of the file.
+def read(file: PteFile, places: Mapping[str, list[Place]]) -> dict[str, QuantizedTensor]:
+    """Integers, scales and zero points by weight name, from the bytes of the file.
 
     Raises:
         PlanishError: a place is gone, or the copies of one weight differ.
     """
-    stored = {(e.key, e.scales_key): e for e in _stored(file)}
-    found: dict[str, QuantizedTensor] = {}
-    for name, keys in places.items():
-        copies = [stored[key, scales] for key, scales in keys if (key, scales) in stored]
-        if len(copies) != len(keys):
-            raise PlanishError("a quantised weight is not where lowering put it", name, "compile the model again")
-        values, scales = copies[0].values(), copies[0].scales()
-        if any(not torch.equal(c.values(), values) or not torch.equal(c.scales(), scales) for c in copies[1:]):
-            raise PlanishError("the copies of a quantised weight in the .pte differ", name, "compile the model again")
-        found[name] = QuantizedTensor(values, scales.view(-1, 1), None, WeightFormat(8))
+    stored, found = _stored(file), {}
+    for name, copies in places.items():
+        tensors = []
+        for place in copies:
+            if place["form"] in tables.FORMS:
+                tensors.append(tables.read(file, place, name))
+                continue
+            if any(pair not in stored for pair in zip(place["values"], place["scales"], strict=True)):
+                raise PlanishError("a quantised weight is not where lowering put it", name, _AGAIN)
+            tensors.append(_linear(file, place, name))
+        if any(not same(tensors[0], other) for other in tensors[1:]):
+            raise PlanishError("the copies of a quantised weight in the .pte differ", name, _AGAIN)
+        found[name] = tensors[0]
     return found
 
 
-def _digest(values: Tensor) -> str:
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+def same(a: QuantizedTensor, b: QuantizedTensor) -> bool:
+    """True for equal integers, scales and zero points."""
+    zeros, others = a.zero_points, b.zero_points
+    equal = zeros is others if zeros is None or others is None else torch.equal(zeros, others)
+    return equal and torch.equal(a.values, b.values) and torch.equal(a.scales, b.scales)
 
 
-def _stored(file: PteFile) -> Iterator[_Stored]:
-    for graph in xnnpack_graphs(file).values():
-        yield from _linears(file, graph)
-    yield from _tables(file)
+def duplicates(places: Mapping[str, list[Place]]) -> int:
+    """Bytes of integers that the file holds more than once, because two runtimes want them in two layouts."""
+    size = 0
+    for copies in places.values():
+        rows, columns, _ = copies[0]["shape"]
+        size += (len(copies) - 1) * rows * columns * copies[0]["bits"] // 8
+    return size
 
 
-def _linears(file: PteFile, graph: Mapping[str, Any]) -> Iterator[_Stored]:
-    constants, values = graph["constant_data"], {}
-    for value in graph["xvalues"]:
-        union = value["xvalue_union"]
-        tensor = union.get("tensor_value", union)
-        values[tensor["id_out"]] = (tensor, union.get("quant_params"))
-    for node in graph["xnodes"]:
-        if node["xnode_union_type"] != "XNNFullyConnected":
+def _linears(program: Program) -> Iterable[tuple[str, Place]]:
+    """Each linear weight, with the keys that its bytes have in XNNPACK's store: XNNPACK names constants by content."""
+    names = program.weight_names()
+    shifts = {n.removesuffix(SHIFTS): n for n in program.weights if n.endswith(SHIFTS)}
+    halves: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
+    shapes: dict[str, tuple[list[int], int]] = {}
+    for node in program.graph.nodes:
+        if not op_name_is_weight(node):
             continue
-        tensor, quantisation = values[node["xnode_union"]["filter_id"]]
-        if tensor["datatype"] != "xnn_datatype_qcint8":
+        values, scales = names[node.args[0].name], names[node.args[1].name]
+        suffix = next((s for s in (VALUES, HIGH, LOW) if values.endswith(s)), None)
+        if suffix is None:
             continue
-        key = constants[tensor["constant_buffer_idx"]]["named_key"]
-        scales_key = constants[quantisation["scale_buffer_idx"]]["named_key"]
-        shape = tuple(tensor["dims"])
-        yield _Stored(
-            key,
-            scales_key,
-            partial(_named, file, key, torch.int8, shape),
-            partial(_named, file, scales_key, torch.float32, shape[:1]),
+        base, nibbles = values.removesuffix(suffix), min(a for a in node.args if isinstance(a, int)) == -8
+        halves[base][suffix] = _keys(program, values, scales, nibbles)
+        rows, columns = program.weights.spec(values).shape
+        shapes[base] = [rows, columns, torch.Size(program.weights.spec(scales).shape).numel() // rows], int(nibbles)
+    for base, parts in halves.items():
+        shape, nibbles = shapes[base]
+        order = [parts[s] for s in (VALUES, HIGH, LOW) if s in parts]
+        zeros = digest(program.weights.read(shifts[base])) if base in shifts else ""
+        form = "halves" if HIGH in parts else "nibbles" if nibbles else "channels"
+        yield (
+            base,
+            {
+                "form": form,
+                "values": [v for v, _ in order],
+                "scales": [s for _, s in order],
+                "zeros": zeros,
+                "shape": shape,
+                "bits": 4 if form == "nibbles" else 8,
+                "symmetric": not zeros or (form == "halves" and _constant(program, base, shifts[base])),
+            },
         )
 
 
-def _named(file: PteFile, key: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    return from_bytes(file.named(key), dtype, shape)
+def op_name_is_weight(node: fx.Node) -> bool:
+    """True where a stored weight becomes an operand."""
+    return node.op == "call_function" and op_name(node) in (
+        "quantized_decomposed.dequantize_per_channel",
+        "quantized_decomposed.dequantize_per_channel_group",
+    )
 
 
-def _tables(file: PteFile) -> Iterator[_Stored]:
-    """Pairs of embedding calls on the same ids: an int8 table [V, D] and float32 scales [V, 1]."""
-    integers: dict[int, list[int]] = {}
-    scales: dict[int, list[int]] = {}
-    for instruction in file.plan.chains[0].instructions:
-        call = instruction.instr_args
-        if type(call).__name__ != "KernelCall" or file.plan.operators[call.op_index].name != "aten::embedding":
-            continue
-        table, ids = call.args[:2]
-        if file.is_constant(table):
-            tensor = file.plan.values[table].val
-            if int(tensor.scalar_type) == 1:
-                integers.setdefault(ids, []).append(table)
-            elif tensor.sizes[1] == 1:
-                scales.setdefault(ids, []).append(table)
-    for ids, tables in integers.items():
-        for table, factors in itertools.product(tables, scales.get(ids, ())):
-            if file.plan.values[table].val.sizes[0] == file.plan.values[factors].val.sizes[0]:
-                read_scales = partial(_flat, file, factors)
-                yield _Stored(f"value:{table}", f"value:{factors}", partial(file.constant, table), read_scales)
+def _constant(program: Program, base: str, shifts: str) -> bool:
+    """True when all zero points of an int8 weight in two halves are 0."""
+    names = [n for n in program.weights if n.startswith(base)]
+    scales = next(program.weights.read(n) for n in names if n.endswith(".q_scales"))
+    return torch.equal(program.weights.read(shifts), scales * 8)
 
 
-def _flat(file: PteFile, value: int) -> Tensor:
-    return file.constant(value).reshape(-1)
+def _keys(program: Program, values: str, scales: str, nibbles: bool) -> tuple[str, str]:
+    integers, factors = program.weights.read(values), program.weights.read(scales)
+    stored = factors.to(torch.bfloat16).view(torch.int16) if factors.dim() == 2 else factors
+    return digest(packed(integers) if nibbles else integers), "scale_" + digest(stored)
+
+
+def packed(values: Tensor) -> Tensor:
+    """int8 [N, K] in -8..7 as uint8 [N, K / 2], 8 added, the even column in the low four bits: XNNPACK's layout."""
+    codes = (values + 8).view(torch.uint8)
+    return codes[:, 1::2] << 4 | codes[:, ::2]
+
+
+def unpacked(codes: Tensor) -> Tensor:
+    """The inverse of `packed`."""
+    return torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2).view(torch.int8) - 8
+
+
+def digest(tensor: Tensor) -> str:
+    """What XNNPACK's store calls these bytes."""
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _stored(file: PteFile) -> set[tuple[str, str]]:
+    """(key of the integers, key of the scales) of every linear in a delegate; ("key", "") of those of floats."""
+    found = set()
+    for graph in xnnpack_graphs(file).values():
+        constants, values = graph["constant_data"], {}
+        for value in graph["xvalues"]:
+            union = value["xvalue_union"]
+            tensor = union.get("tensor_value", union)
+            values[tensor["id_out"]] = (tensor, union.get("quant_params"))
+        for node in graph["xnodes"]:
+            if node["xnode_union_type"] == "XNNFullyConnected":
+                tensor, quantisation = values[node["xnode_union"]["filter_id"]]
+                key = constants[tensor["constant_buffer_idx"]]["named_key"]
+                integers = tensor["datatype"] in _INTEGERS
+                scales = constants[quantisation["scale_buffer_idx"]]["named_key"] if integers else ""
+                found.add((key, scales))
+    return found
+
+
+def _linear(file: PteFile, place: Place, name: str) -> QuantizedTensor:
+    rows, columns, groups = place["shape"]
+    parts = []
+    for key in place["values"]:
+        if place["form"] == "channels":
+            parts.append(from_bytes(file.named(key), torch.int8, (rows, columns)))
+        else:
+            parts.append(unpacked(from_bytes(file.named(key), torch.uint8, (rows, columns // 2))))
+    dtype = torch.bfloat16 if groups > 1 else torch.float32
+    factors = [from_bytes(file.named(k), dtype, (rows, groups)).to(torch.float32) for k in place["scales"]]
+    scales, shift, values = factors[-1], 0, parts[-1]
+    if place["form"] == "halves":
+        values, shift = (parts[0] << 4) + (values + 8), 8
+        if not torch.equal(factors[0], scales * 16):
+            raise PlanishError("the two halves of a quantised weight have scales that do not fit", name, _AGAIN)
+    zeros = None
+    if place["zeros"]:
+        constants = from_bytes(file.named(place["zeros"]), torch.float32, (rows, groups))
+        zeros = (shift - torch.round(constants / scales)).to(torch.int8)
+        if not torch.equal((shift - zeros.to(torch.float32)) * scales, constants):
+            raise PlanishError("the zero points of a quantised weight do not fit to its scales", name, _AGAIN)
+        if place["symmetric"]:
+            if zeros.any():
+                raise PlanishError("a symmetric weight has zero points in the .pte", name, _AGAIN)
+            zeros = None
+    group = columns // groups if groups > 1 else 0
+    return QuantizedTensor(values, scales, zeros, WeightFormat(place["bits"], group, zeros is None))

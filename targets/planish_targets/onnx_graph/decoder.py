@@ -25,6 +25,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
         ops.rms_norm.default: _rms_norm,
         ops.gated.default: _gated,
         ops.gated_halves.default: _gated_halves,
+        ops.linear_minima.default: _linear_minima,
+        ops.embedding_minima.default: _embedding_minima,
     }
 
 
@@ -99,18 +101,48 @@ def _gated_halves(x: Any, activation: str, up_first: bool) -> Any:
     return _gated(second, first, activation) if up_first else _gated(first, second, activation)
 
 
+def _linear_minima(x: Any, minima: Any) -> Any:
+    # A float zero point of MatMulNBits would say the same: its kernel then unpacks the whole weight at every call.
+    from onnxscript import opset21 as op
+
+    groups = int(minima.shape[1])
+    split = op.Reshape(x, op.Constant(value_ints=[*[0] * (len(x.shape) - 1), groups, int(x.shape[-1]) // groups]))
+    sums = op.ReduceSum(split, op.Constant(value_ints=[-1]), keepdims=0)
+    return op.MatMul(sums, op.Transpose(minima, perm=[1, 0]))
+
+
+def _embedding_minima(ids: Any, minima: Any, columns: int) -> Any:
+    # Columns of the very tensor that a tied head multiplies with.
+    from onnxscript import opset21 as op
+
+    rank, groups = len(ids.shape), int(minima.shape[1])
+    found = op.Gather(op.Transpose(minima, perm=[1, 0]), ids, axis=1)
+    found = op.Unsqueeze(op.Transpose(found, perm=[*range(1, rank + 1), 0]), op.Constant(value_ints=[-1]))
+    tiled = op.Tile(found, op.Constant(value_ints=[*[1] * (rank + 1), int(columns) // groups]))
+    return op.Reshape(tiled, op.Constant(value_ints=[*[0] * rank, int(columns)]))
+
+
 def matmul_nbits(
-    x: Any, weight: Any, scales: Any, zeros: Any, bias: Any, bits: int, shape: tuple[int, int, int]
+    x: Any,
+    weight: Any,
+    scales: Any,
+    zeros: Any,
+    bias: Any,
+    bits: int,
+    shape: tuple[int, int, int],
+    exact: bool = False,
 ) -> Any:
-    """com.microsoft::MatMulNBits with kernels that round inputs to int8 by the same groups.
+    """com.microsoft::MatMulNBits.
 
     Args:
         shape: output features, input features, groups.
+        exact: kernels that compute with float32 inputs, instead of those that round inputs to int8 by the same groups.
     """
     rows, columns, groups = shape
     packed = contrib(PACK, [weight], {"bits": bits, "group": columns // groups}, domain=PLANISH)
     points = None if zeros is None else contrib(PACK, [zeros], {"bits": bits, "group": 0}, domain=PLANISH)
-    attributes = {"K": columns, "N": rows, "bits": bits, "block_size": columns // groups, "accuracy_level": 4}
+    attributes = {"K": columns, "N": rows, "bits": bits, "block_size": columns // groups}
+    attributes["accuracy_level"] = 1 if exact else 4
     return contrib("MatMulNBits", [x, packed, scales, points, None, bias], attributes)
 
 

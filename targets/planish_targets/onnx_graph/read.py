@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from planish_passes.errors import PlanishError
-from planish_passes.quantise import SCALES, VALUES
+from planish_passes.quantise import MINIMA, SCALES, VALUES
 from planish_passes.weights import QuantizedTensor, WeightFormat
 from planish_targets.onnx_graph.pack import BLOCKS, COLUMN, IMPLIED, unpack
 from planish_targets.onnx_graph.tidy import TRANSPOSED
@@ -44,7 +45,24 @@ def quantized_weights(path: Path) -> Mapping[str, QuantizedTensor]:
         if node.op_type in _GROUPED:
             name, tensors = _grouped(node, tensor)
             found.setdefault(name, tensors)
-    return found
+    return with_minima(found, {n: lambda n=n: tensor(n) for n in held})  # type: ignore[misc]
+
+
+def with_minima(
+    found: Mapping[str, QuantizedTensor], held: Mapping[str, Callable[[], torch.Tensor]]
+) -> dict[str, QuantizedTensor]:
+    """The weights with the minima that the file holds for them.
+
+    Args:
+        held: name of every tensor in the file -> its values.
+    """
+    complete = dict(found)
+    for name, weight in found.items():
+        if (minima := held.get(name + MINIMA)) is not None:
+            complete[name] = replace(weight, minima=minima().to(torch.float32))
+        elif (minima := held.get(name + MINIMA + TRANSPOSED)) is not None:
+            complete[name] = replace(weight, minima=minima().to(torch.float32).t().contiguous())
+    return complete
 
 
 _GROUPED = {"MatMulNBits": (1, 2, 3), "GatherBlockQuantized": (0, 2, 3)}  # where integers, scales, zero points are

@@ -34,7 +34,7 @@ def _linear_q(x: Any, weight: Any, scales: Any, zero_points: Any, bias: Any, bit
     groups = int(scales.shape[1])
     if groups > 1 or bits < 8:
         shape = (int(weight.shape[0]), int(weight.shape[1]), groups)
-        return decoder.matmul_nbits(x, weight, scales, zero_points, bias, bits, shape)
+        return decoder.matmul_nbits(x, weight, scales, zero_points, bias, bits, shape, activations == "none")
     matrix = op.Transpose(weight, perm=[1, 0])
     factors = op.Reshape(scales, [-1])
     if activations == "none":

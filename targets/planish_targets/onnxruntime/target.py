@@ -32,7 +32,8 @@ OPSET = 21
 FILE = "model.onnx"
 LARGEST_ORT = 500_000_000  # bytes; the converter loads the whole model, and the format holds less than 2 GB
 
-_ALWAYS = frozenset({"planish.linear_q", "planish.embedding_q", "planish.rms_norm", "planish.gated"})
+_QUANTISED = ("linear_q", "embedding_q", "linear_minima", "embedding_minima")
+_ALWAYS = frozenset(f"planish.{n}" for n in (*_QUANTISED, "rms_norm", "gated"))
 _FORMED = frozenset({"planish.cached_attention", "planish.rope"})  # DecoderForm turns them into kernels, where it can
 _KERNELS = frozenset({"planish.group_query_attention", "planish.gated_halves", "planish.cache_lengths"})
 _CAPABILITIES = Capabilities(keeps=_ALWAYS | _FORMED, bits=frozenset({4, 8}), dynamic_shapes=True, caches=True)

@@ -110,7 +110,7 @@ def _target(result: TargetResult, files: Mapping[str, FileEntry]) -> TargetEntry
     name, verdicts = result.target, tuple(entry_of(v) for v in result.verdicts)
     lowering = next((v for v in result.verdicts if v.check == "lowering"), None)
     latency = LatencyEntry(device=result.latency_device, seconds={c: encode(s) for c, s in result.latency.items()})
-    known = targets().get(name)
+    known = targets().get(name.partition("/")[0])
     golden = golden_path(name)
     return TargetEntry(
         artifact=_artifact(result, files),

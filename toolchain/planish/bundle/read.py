@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,20 @@ class Bundle:
             why = f": {reasons[0]}" if reasons else ""
             raise PlanishError(f"There is no artifact for {target}{why}.", str(self.root), "see report.json")
         made = entry.artifact
-        return Artifact(target, self.root / made.folder, made.entry, dict(made.options), entry.notes)
+        plain = target.partition("/")[0]
+        return Artifact(plain, self.root / made.folder, made.entry, dict(made.options), entry.notes)
+
+    def named(self, targets: Sequence[str]) -> tuple[str, ...]:
+        """Every program of these targets ("onnxruntime/encode", ...); of all when none is named."""
+        found = dict.fromkeys(
+            name
+            for asked in targets
+            for name in ([asked] if asked in self.manifest.targets else self._programs(asked) or [asked])
+        )
+        return tuple(found if targets else self.manifest.targets)
+
+    def _programs(self, target: str) -> list[str]:
+        return [name for name in self.manifest.targets if name.startswith(f"{target}/")]
 
     def golden(self, target: str) -> tuple[Cases, Cases]:
         """Stored inputs and the yardstick's outputs: (case -> name -> tensor) twice; empty when none are stored.

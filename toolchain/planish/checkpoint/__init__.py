@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planish.checkpoint.blocks import Blocks
 from planish.checkpoint.finite import AbsentWeightError, check_finite
 from planish.checkpoint.folder import open_folder
 from planish.checkpoint.gguf import GgufFile, name_tensors
@@ -11,6 +12,7 @@ from planish.checkpoint.store import Loaded, load_weights
 
 __all__ = [
     "AbsentWeightError",
+    "Blocks",
     "Checkpoint",
     "GgufFile",
     "Loaded",

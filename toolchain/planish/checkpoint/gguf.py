@@ -7,7 +7,7 @@ Names and layout changes follow transformers: conversion rules for the architect
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -81,6 +81,34 @@ class GgufFile:
         block, size = GGML_QUANT_SIZES[kind]
         return dequantize(raw.reshape(*shape[:-1], shape[-1] // block * size), kind).reshape(shape)
 
+    def kind(self, name: str) -> str:
+        """ggml's name of the type that a tensor is stored as: "Q4_0", "F16", ..."""
+        from gguf import GGMLQuantizationType
+
+        return GGMLQuantizationType(self._infos[name].ggml_type).name
+
+    def raw(self, name: str, rows: Tensor) -> Tensor:
+        """The bytes of some rows, by number: uint8 [n, bytes of a row], in memory of its own."""
+        begin, end = self._range(name)
+        stored = np.frombuffer(self._file.pages, dtype=np.uint8, count=end - begin, offset=begin)
+        found = torch.from_numpy(stored.reshape(self._infos[name].shape[0], -1)[rows.numpy()])
+        step = (end - begin) // self._infos[name].shape[0]
+        if len(rows):
+            self._file.release(begin + int(rows.min()) * step, begin + (int(rows.max()) + 1) * step)
+        return found
+
+    def parts(self, key: str) -> tuple[str, ...]:
+        """GGUF names of what a key is made of."""
+        return (key,)
+
+    def is_as_stored(self, key: str) -> bool:
+        """True: one tensor of the file, unchanged."""
+        return True
+
+    def arrange(self, key: str, values: Sequence[Tensor]) -> Tensor:
+        """What `read` does to the tensors of `parts`: nothing."""
+        return values[0]
+
     def where(self, key: str) -> str:
         """The name of the file."""
         return self.paths[0].name
@@ -143,10 +171,15 @@ class GgufNamed:
 
     def rows(self, key: str, start: int, stop: int, dtype: torch.dtype) -> Tensor | None:
         """Rows of a tensor that is stored as transformers wants it; None for one that is rearranged."""
-        names = self.groups[key]
-        if len(names) > 1 or not self._is_as_stored(names[0]):
-            return None
-        return self.file.rows(names[0], start, stop, dtype)
+        return self.file.rows(self.groups[key][0], start, stop, dtype) if self.is_as_stored(key) else None
+
+    def parts(self, key: str) -> tuple[str, ...]:
+        """GGUF names of what a key is made of."""
+        return self.groups[key]
+
+    def arrange(self, key: str, values: Sequence[Tensor]) -> Tensor:
+        """What `read` does to the tensors of `parts`; any numbers may be given for them."""
+        return values[0] if self.is_as_stored(key) else self._process(key, (v.numpy() for v in values))
 
     def where(self, key: str) -> str:
         """The name of the file."""
@@ -157,7 +190,11 @@ class GgufNamed:
         for name in self.groups[key]:
             self.file.release(name)
 
-    def _is_as_stored(self, name: str) -> bool:
+    def is_as_stored(self, key: str) -> bool:
+        """True: one tensor of the file, unchanged."""
+        name = self.groups[key][0]
+        if len(self.groups[key]) > 1:
+            return False
         probe = np.broadcast_to(np.float32(0), self.file.spec(name).shape)
         parsed: dict[str, dict[str, Tensor]] = {"tensors": {}}
         with np.errstate(all="ignore"):

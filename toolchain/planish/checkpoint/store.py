@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planish.checkpoint.blocks import Blocks
 from planish.checkpoint.finite import AbsentWeightError, check_finite
+from planish.checkpoint.gguf import GgufFile, GgufNamed
+from planish.checkpoint.kept import Finder
 from planish.checkpoint.mapped import Checkpoint
 from planish.checkpoint.missing import few, is_ignored, needed_but_missing, notes_on
 from planish.checkpoint.names import Conversion, NamePlan, plan_names
@@ -30,6 +33,7 @@ class Loaded:
         absent: names that the checkpoint lacks and the task does not need; reading one raises AbsentWeightError.
         notes: sentences for the user: weights of the checkpoint that are not used, absent weights.
         checkpoint: the source, to give memory back.
+        stored: name -> its blocks in a GGUF file, or why there are none that could be kept as they are.
     """
 
     store: WeightStore
@@ -37,6 +41,7 @@ class Loaded:
     absent: tuple[str, ...]
     notes: tuple[str, ...]
     checkpoint: Checkpoint
+    stored: Callable[[str], Blocks | str]
 
     def release(self, name: str) -> None:
         """Give back the file pages behind one weight."""
@@ -96,7 +101,16 @@ def load_weights(
     for name, spec in specs.items():
         store = store.with_lazy(name, spec, entries[name].read, entries[name].sources, entries[name].rows)
     notes = notes_on(model, [*plan.unexpected, *strangers], absent, plan.shadowed)
-    return Loaded(store, aliases, absent, notes, checkpoint)
+    return Loaded(store, aliases, absent, notes, checkpoint, _stored(model, checkpoint, plan, aliases))
+
+
+def _stored(
+    model: nn.Module, checkpoint: Checkpoint, plan: NamePlan, aliases: Mapping[str, str]
+) -> Callable[[str], Blocks | str]:
+    if not isinstance(checkpoint, (GgufFile, GgufNamed)):
+        return lambda name: "the checkpoint is no GGUF file"
+    finder = Finder(model, checkpoint, plan)
+    return lambda name: finder.find(aliases.get(name, name))
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,22 @@ class Call:
     states: tuple[tuple[str, str], ...] = ()
 
 
+class Alone:
+    """The part of a task whose program needs nothing of another program of the model."""
+
+    dependent = False
+
+    def original(self, model: nn.Module, sample: Mapping[str, Tensor]) -> nn.Module:
+        """The model itself."""
+        return model
+
+    def given(self, model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+
 class Task(Protocol):
-    """A task of optimum's naming."""
+    """One program of a task of optimum's naming."""
 
     @property
     def name(self) -> str:
@@ -76,8 +90,13 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """What a user of this task compares: "embedding" (cosine of pooled outputs), "argmax" (decisions) or "tokens"
-        (distributions over the next token)."""
+        """What a user of this task compares: "embedding" (cosine of pooled outputs), "argmax" (decisions), "tokens"
+        (distributions over the next token) or "values" (outputs that another program reads)."""
+        ...
+
+    @property
+    def dependent(self) -> bool:
+        """True when inputs come from another program of the same model."""
         ...
 
     def call(self, config: Any, model: nn.Module) -> Call:
@@ -92,4 +111,17 @@ class Task(Protocol):
             config: the model's config.
             longest: length of the longest sequence that the model takes.
         """
+        ...
+
+    def original(self, model: nn.Module, sample: Mapping[str, Tensor]) -> nn.Module:
+        """What answers as the program should: the original model, seen from this program.
+
+        Args:
+            model: as transformers loads it.
+            sample: one of what the first program of the task reads.
+        """
+        ...
+
+    def given(self, model: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs that another program makes of the sample; {} for a program that is not `dependent`."""
         ...

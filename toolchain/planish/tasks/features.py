@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from planish.tasks.base import Call, Task
+from planish.tasks.base import Alone, Call, Task
 from planish.tasks.image import ImageTask
 from planish.tasks.text import TextTask
 
 
 @dataclass(frozen=True)
-class FeatureTask:
+class FeatureTask(Alone):
     """The last hidden state; the model's main input says what goes in."""
 
     name: str = "feature-extraction"

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from planish import hooks
 from planish.cache import append_cache, probe
-from planish.tasks.base import Axis, Call, Input
+from planish.tasks.base import Alone, Axis, Call, Input
 from planish.tasks.text import load_tokenizer, max_length
 
 TOKENS, SLOTS = "input_ids", "position_ids"
 
 
 @dataclass(frozen=True)
-class GenerationTask:
+class GenerationTask(Alone):
     """A decoder with a key/value cache that comes in and goes out.
 
     Inputs: `input_ids` and `position_ids` [B, Q] int64 (the place of each new token in the cache), and for every layer

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planish.tasks.base import Axis, Call, Input, Step
+from planish.tasks.base import Alone, Axis, Call, Input, Step
 
 
 @dataclass(frozen=True)
-class ImageTask:
+class ImageTask(Alone):
     """A network over `pixel_values`, [B, channels, height, width] float32."""
 
     name: str

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planish.tasks.base import Axis, Call, Input, Step
+from planish.tasks.base import Alone, Axis, Call, Input, Step
 
 TRACED = ("input_ids", "attention_mask", "token_type_ids", "bbox")
 
 
 @dataclass(frozen=True)
-class TextTask:
+class TextTask(Alone):
     """An encoder over one text or a pair of texts."""
 
     name: str

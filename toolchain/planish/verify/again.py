@@ -71,7 +71,7 @@ def verify_bundle(
     passed = Passed("hashes", Evidence.EXECUTED, (Metric("files", float(len(bundle.manifest.files))),))
     execution = Execution(threads, timeout, runner)
     results = []
-    for name in targets or tuple(bundle.manifest.targets):
+    for name in bundle.named(targets or ()):
         progress.stage(f"verify {name}")
         results.append(_target(bundle, name, execution))
     return BundleReport((passed,), tuple(results))

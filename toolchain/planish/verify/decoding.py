@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from planish.recipes import RecipeSpec
 from planish.request import Gates
 from planish.source import Source
-from planish.tasks import TASKS
+from planish.tasks import Task
 from planish.tasks.generation import SLOTS, TOKENS
 from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.diverge import relative_error
 from planish.verify.lowering import FLIP_NOISE, FLOORS, NOISE_MULTIPLE, Execution, rounds
 from planish.verify.quality import CAPTURE_LIMIT
+from planish_passes.bind import bind
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
 from planish_targets import runner as protocol
@@ -40,6 +41,7 @@ class DecoderExam:
         text, story: int64 [1, N]: for quality; prompt and continuation.
         truth: the original model's logits [1, N, V] of "text" and "story".
         recipe, gates: limits.
+        given: inputs that stay the same from call to call, made by another program of the model.
     """
 
     text: Tensor
@@ -47,18 +49,28 @@ class DecoderExam:
     truth: Mapping[str, Tensor]
     recipe: RecipeSpec
     gates: Gates
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, text: Tensor, longest: int, recipe: RecipeSpec, gates: Gates) -> DecoderExam:
+    def of(
+        cls,
+        model: nn.Module,
+        text: Tensor,
+        longest: int,
+        recipe: RecipeSpec,
+        gates: Gates,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> DecoderExam:
         """Ask the original model everything that is needed of it; it is not kept."""
         prompt = text[:, :PROMPT]
         story = torch.cat([prompt, greedy(model, prompt, max(1, min(GENERATED, longest - PROMPT)))], 1)
         with torch.no_grad():
             truth = {"text": model(input_ids=text).logits, "story": model(input_ids=story).logits}
-        return cls(text, story, truth, recipe, gates)
+        return cls(text, story, truth, recipe, gates, given or {})
 
     def capture(self, program: Program) -> Verdict:
         """The traced program in one call and in parts, against the model in one call."""
+        program = bind(program, self.given)
         cuts = [*PARTS, 1, 1, self.story.shape[1] - sum(PARTS) - 2]
         found = {"whole": one_call(program, self.story), "parts": in_calls(program, self.story, cuts)}
         errors = {name: relative_error(logits, self.truth["story"]) for name, logits in found.items()}
@@ -71,7 +83,7 @@ class DecoderExam:
 
     def quality(self, yardstick: Program) -> Verdict:
         """KL divergence and top-1 agreement over the positions of the text."""
-        found, truth = one_call(yardstick, self.text), self.truth["text"]
+        found, truth = one_call(bind(yardstick, self.given), self.text), self.truth["text"]
         loss = divergence(found, truth)
         limit = self.recipe.divergence if self.gates.divergence is None else self.gates.divergence
         agree = self.recipe.token_agreement if self.gates.agreement is None else self.gates.agreement
@@ -87,7 +99,8 @@ class DecoderExam:
 
     def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> list[Case]:
         """A prompt, a second part of it, one token after both, one token at the very beginning."""
-        states = interpret(yardstick, feed(yardstick, self.story[:, : PROMPT + 1], empty_cache(yardstick)))
+        alone = bind(yardstick, self.given)
+        states = interpret(alone, feed(alone, self.story[:, : PROMPT + 1], empty_cache(alone)))
         spans = {
             "prompt": (0, PARTS[0]),
             "chunk": (PARTS[0], sum(PARTS)),
@@ -99,22 +112,33 @@ class DecoderExam:
         made = []
         for name, (start, stop) in spans.items():
             past = {inner: states[outer][:, :, :start].contiguous() for outer, inner in yardstick.states}
-            made.append(Case(name, feed(yardstick, self.story[:, start:stop], past, start)))
+            made.append(Case(name, {**self.given, **feed(yardstick, self.story[:, start:stop], past, start)}))
         return made
 
     def running(
         self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, compute: torch.dtype
     ) -> tuple[Verdict, ...]:
         """The artifact fed with its own cache, and at a late position; see `check_decoding`."""
-        late = late_case(yardstick, int(self.story[0, -1]), artifact.context)
-        return (check_decoding(target, artifact, yardstick, self.story, late, execution, compute),)
+        alone = bind(yardstick, self.given)
+        late = late_case(alone, int(self.story[0, -1]), artifact.context)
+        return (check_decoding(target, artifact, alone, self.story, late, execution, compute, self.given),)
 
 
-def opening(source: Source, program: Program) -> dict[str, Tensor]:
-    """Inputs of one call with the beginning of the task's text and an empty cache."""
-    task = TASKS[source.task]
+def opening(task: Task, source: Source, program: Program, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs of one call with the beginning of the task's text and an empty cache.
+
+    Args:
+        given: inputs that another program makes; what is not there is made up.
+    """
     text = task.samples(source.tokenizer_files, source.config, program.axes["sequence"][1])[0][TOKENS]
-    return feed(program, text[:, : sum(PARTS)], empty_cache(program))
+    made = {**given, **feed(program, text[:, : sum(PARTS)], empty_cache(program))}
+    generator = torch.Generator().manual_seed(0)
+    for port in program.inputs:
+        if port.name not in made:
+            shape = [d if isinstance(d, int) else 1 if d == "batch" else sum(PARTS) for d in port.shape]
+            random = torch.randn(shape, generator=generator)
+            made[port.name] = random if port.dtype.is_floating_point else torch.ones(shape, dtype=port.dtype)
+    return made
 
 
 def greedy(model: nn.Module, prompt: Tensor, steps: int) -> Tensor:
@@ -212,6 +236,7 @@ def check_decoding(
     late: Case,
     execution: Execution,
     compute: torch.dtype,
+    given: Mapping[str, Tensor] | None = None,
 ) -> Verdict:
     """A prompt in two parts, then token by token, the artifact's own cache handed on; and one late token.
 
@@ -227,7 +252,7 @@ def check_decoding(
     at = 0
     for number, length in enumerate(cuts):
         past = empty_cache(yardstick) if number == 0 and not artifact.context else {}
-        chained[f"step{number}"] = feed(yardstick, story[:, at : at + length], past, at)
+        chained[f"step{number}"] = {**(given or {}), **feed(yardstick, story[:, at : at + length], past, at)}
         at += length
     ran = protocol.run(
         runner,
@@ -247,7 +272,12 @@ def check_decoding(
     wanted = truth[:, [e - 1 for e in ends]]
     late_truth, late_exact = (interpret(yardstick, late.inputs, compute=c)[LOGITS] for c in (_F32, torch.float64))
     alone = protocol.run(
-        runner, artifact, {"late": late.inputs}, threads=execution.threads, timeout=execution.timeout, returns=(LOGITS,)
+        runner,
+        artifact,
+        {"late": {**(given or {}), **late.inputs}},
+        threads=execution.threads,
+        timeout=execution.timeout,
+        returns=(LOGITS,),
     )
     if isinstance(alone, protocol.Broke):
         return Failed("decoding", runner.evidence, f"at a late position: {alone.reason}", (), device)

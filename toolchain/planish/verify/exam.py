@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from planish.recipes import RecipeSpec
 from planish.request import Gates
@@ -25,6 +25,11 @@ OFF = "checks are switched off (--no-verify)"
 
 class Exam(Protocol):
     """Checks of one model; the original's answers are computed once."""
+
+    @property
+    def given(self) -> Mapping[str, Tensor]:
+        """Inputs of the program that another program of the model makes."""
+        ...
 
     def capture(self, program: Program) -> Verdict:
         """The float program against the original model."""
@@ -57,6 +62,7 @@ class EncoderExam:
     gates: Gates
     metric: str
     truth: dict[str, Outputs] = field(default_factory=dict)
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def capture(self, program: Program) -> Verdict:
         """See Exam."""
@@ -102,6 +108,7 @@ class NoExam:
     """The user asked for no checks; each is reported as not run."""
 
     reason: str = OFF
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def capture(self, program: Program) -> Verdict:
         """Not run."""

@@ -66,6 +66,7 @@ def noise(program: Program, cases: Sequence[Case], truth: Mapping[str, Outputs],
     `compute`, of rounding every intermediate value to it."""
     cases = [c for c in cases if c.name != "longest"] or cases  # float64 is slow, and shorter inputs show the noise
     exact = run_program(program, cases, torch.float64)
+    exact = {case: {n: t for n, t in told.items() if n in truth[case]} for case, told in exact.items()}
     level = max(worst(cases, truth, exact, "relative").value, FLOORS[torch.float32])
     if compute == torch.float32:
         return level

@@ -63,8 +63,8 @@ def check_quality(
     """A yardstick must stay close enough to the original model, as the recipe declares.
 
     Args:
-        metric: "embedding" gates the cosine of mean-pooled outputs; "argmax" gates the cosine of whole outputs and the
-            share of equal decisions.
+        metric: "embedding" gates the cosine of mean-pooled outputs; "values" that of whole outputs; "argmax" as well,
+            and the share of equal decisions.
         cosine: smallest cosine that passes.
         agree: smallest share of equal decisions that passes.
     """
@@ -80,6 +80,7 @@ def check_quality(
         # Not row by row: the direction of a few logits near zero says nothing about a decision.
         whole = worst(cases, found, truth, "cosine_all")
         metrics.insert(0, Metric("cosine", whole.value, cosine, at_most=False, case=whole.case))
+    if metric == "argmax":
         metrics.append(Metric("agreement", agreement(cases, found, truth), agree, at_most=False))
     if all(m.ok for m in metrics):
         return Passed("quality", Evidence.EXECUTED, tuple(metrics), "torch CPU")

@@ -73,6 +73,8 @@ def check_artifact_weights(program: Program, found: Mapping[str, QuantizedTensor
             return _wrong(f"weight {name!r}: {_different(found[name].scales.float(), tensor.scales)} scales differ")
         if _zeros_differ(found[name].zero_points, tensor.zero_points):
             return _wrong(f"weight {name!r}: zero points differ")
+        if _zeros_differ(found[name].minima, tensor.minima):
+            return _wrong(f"weight {name!r}: minima differ")
     return Passed(
         "weights", Evidence.EXECUTED, (Metric("bit_equal_tensors", float(len(truth))),), "read from the files"
     )
@@ -89,7 +91,8 @@ def _apart(found: Mapping[str, QuantizedTensor], rows: Mapping[str, int]) -> dic
                 continue
             span = slice(at, at + rows[name])
             zeros = None if tensor.zero_points is None else tensor.zero_points[span]
-            apart[name] = QuantizedTensor(tensor.values[span], tensor.scales[span], zeros, tensor.format)
+            minima = None if tensor.minima is None else tensor.minima[span]
+            apart[name] = QuantizedTensor(tensor.values[span], tensor.scales[span], zeros, tensor.format, minima)
             at += rows[name]
     return apart
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from torch import fx
 
 from planish_passes.errors import PlanishError
 from planish_passes.program import Program, module_path, op_name
+from planish_targets.coreml.emit.naming import Naming, State, Var
 from planish_targets.coreml.sdk import HALF_MAX, Sdk
 
-Var = Any  # a MIL value of coremltools' builder
+Array: TypeAlias = np.ndarray[Any, Any]
 
 OPS: dict[str, Callable[[Emitter, fx.Node], Any]] = {}
 
@@ -29,35 +31,6 @@ def emits(*names: str) -> Callable[[Callable[[Emitter, fx.Node], Any]], Callable
     return register
 
 
-class _Naming:
-    """coremltools' builder; operations are named `<FX node>__<operation>`, so that each can be traced to its source.
-
-    The two underscores keep them apart from names that coremltools' passes make up.
-    """
-
-    def __init__(self, builder: Any) -> None:
-        self.owner = ""
-        self._builder = builder
-        self._count = 0
-
-    def start(self, owner: str) -> None:
-        """Operations from here on belong to this FX node."""
-        self.owner, self._count = owner, 0
-
-    def __getattr__(self, operation: str) -> Callable[..., Any]:
-        build = getattr(self._builder, operation)
-
-        def named(**given: Any) -> Any:
-            if "name" not in given:
-                given["name"] = f"{self.owner}__{operation}_{self._count}"
-                self._count += 1
-            elif given["name"] == self.owner:
-                given["name"] = f"{self.owner}__{operation}"
-            return build(**given)
-
-        return named
-
-
 class Emitter:
     """Emits the nodes of a program, in order, into the MIL function that is open.
 
@@ -67,17 +40,33 @@ class Emitter:
     Args:
         program: fixed shapes; composites kept.
         sdk: coremltools.
+        arrays: weights that were read already, by name; functions of one package share it.
+        shared: names of the weights that all these functions have.
+        large: names of nodes whose values fp16 cannot be trusted to hold; their operations stay fp32.
     """
 
-    def __init__(self, program: Program, sdk: Sdk) -> None:
+    def __init__(
+        self,
+        program: Program,
+        sdk: Sdk,
+        *,
+        arrays: dict[str, Array],
+        shared: frozenset[str],
+        large: frozenset[str],
+    ) -> None:
         self.program = program
-        self.mb = _Naming(sdk.mb)
+        self.mb = Naming(sdk.mb)
         self.types = sdk.types
         self.notes: list[str] = []
         self.quantized: dict[str, str] = {}  # MIL name of a decompressed weight -> weight name
+        self.states: dict[str, State] = {}  # by name of the node that stands for it
+        self.large = large
         self._sdk = sdk
+        self._arrays = arrays
+        self._shared = shared
         self._names = program.weight_names()
         self._weights: dict[str, Var] = {}
+        self._once: dict[Hashable, Var] = {}
         frontend = sdk.torch_context.TorchFrontend.TORCHEXPORT
         self._table = sdk.torch_context.TranscriptionContext(frontend=frontend)
 
@@ -93,6 +82,7 @@ class Emitter:
         """
         emitter = OPS.get(op_name(node))
         self.mb.start(node.name)
+        self.mb.wide = node.name in self.large
         try:
             if emitter is not None:
                 self.bind(node, emitter(self, node))
@@ -104,6 +94,23 @@ class Emitter:
         except Exception as problem:  # the SDK raises whatever its own checks raise; each is a refusal of this node
             reason = next(iter(str(problem).strip().splitlines()), repr(problem))
             raise self.refusal(node, reason) from problem
+        finally:
+            self.mb.wide = False
+
+    @contextmanager
+    def full_precision(self, wanted: bool = True) -> Iterator[None]:
+        """Operations that are made inside stay fp32, if that is wanted."""
+        before, self.mb.wide = self.mb.wide, self.mb.wide or wanted
+        try:
+            yield
+        finally:
+            self.mb.wide = before
+
+    def once(self, key: Hashable, build: Callable[[], Var]) -> Var:
+        """A value that several nodes compute from the same things (masks, angles): the first one's."""
+        if key not in self._once:
+            self._once[key] = build()
+        return self._once[key]
 
     def refusal(self, node: fx.Node, reason: str) -> PlanishError:
         """The error for a node that has no form in Core ML."""
@@ -117,35 +124,60 @@ class Emitter:
     def value(self, argument: Any) -> Var:
         """The MIL value of a node; weights become constants on first use."""
         assert isinstance(argument, fx.Node), f"{argument!r} is not a tensor"
-        if argument.name in self._names and argument.name not in self._table:
-            self.bind(argument, self.weight(self._names[argument.name]))
+        if argument.name not in self._table:
+            if argument.name in self._names:
+                self.bind(argument, self.weight(self._names[argument.name]))
+            elif argument.name in self.states:
+                raise self.refusal(argument, "a whole cache is read before it is written")
         return self._table[argument.name]
 
     def weight(self, name: str) -> Var:
         """A weight as an fp32, int32 or bool constant (int8 stays int8)."""
         if name not in self._weights:
-            self._weights[name] = self.mb.const(val=self._numpy(self.program.weights.read(name), name), name=name)
+            self._weights[name] = self.mb.const(val=self._array(name, self._numpy), name=name)
         return self._weights[name]
 
-    def numpy(self, argument: fx.Node) -> np.ndarray[Any, Any] | None:
+    def weight_name(self, argument: fx.Node) -> str:
+        """Name of the weight that a node stands for."""
+        return self._names[argument.name]
+
+    def numpy(self, argument: fx.Node) -> Array | None:
         """The values of a node that is a constant in MIL, else None."""
         return self.value(argument).val  # type: ignore[no-any-return]
 
-    def decompressed(self, name: str, values: str, scales: str) -> Var:
-        """A quantised weight: int8 values and fp16-exact scales behind a constexpr operation.
+    def decompressed(self, name: str, values: str, scales: str, zeros: str | None, bits: int) -> Var:
+        """A quantised weight: integers and fp16-exact scales behind a constexpr operation.
 
         Args:
             name: weight name, without suffix.
             values: name of the integers [N, K].
             scales: name of the scales [N, G]; G divides K.
+            zeros: name of the zero points [N, G]; None = symmetric.
+            bits: width of the integers: 4 or 8.
         """
         if name not in self._weights:
-            integers = self.program.weights.read(values).numpy()
-            factors = self.program.weights.read(scales).to(torch.float32).numpy()
-            var = self.mb.constexpr_blockwise_shift_scale(data=integers, scale=factors, name=name)
-            self._weights[name] = var
+            given = {
+                "data": self._array(values, lambda t, _: self._integers(t, bits)),
+                "scale": self._array(scales, lambda t, _: t.to(torch.float32).numpy()),
+            }
+            if zeros is not None:
+                given["offset"] = self._array(zeros, lambda t, _: self._integers(t, bits))
+            self._weights[name] = self.mb.constexpr_blockwise_shift_scale(**given, name=name)
             self.quantized[name] = name
         return self._weights[name]
+
+    def _integers(self, tensor: torch.Tensor, bits: int) -> Array:
+        if bits not in (4, 8):
+            raise ValueError(f"blockwise weights have 4 or 8 bits, not {bits}")
+        # numpy has no 4-bit type: coremltools marks int8 arrays, and packs them when it writes
+        return tensor.numpy().astype(self.types.np_int4_dtype) if bits == 4 else tensor.numpy()
+
+    def _array(self, name: str, convert: Callable[[torch.Tensor, str], Array]) -> Array:
+        if name not in self._shared:  # a constant that this function alone has; another's may have the same name
+            return convert(self.program.weights.read(name), name)
+        if name not in self._arrays:
+            self._arrays[name] = convert(self.program.weights.read(name), name)
+        return self._arrays[name]
 
     def operand(self, argument: Any, dtype: torch.dtype) -> Var:
         """A node's value or a number, converted to the MIL type that stands for `dtype`."""
@@ -189,7 +221,7 @@ class Emitter:
         repeats = [w // g if g else 1 for w, g in zip(wanted, given, strict=True)]
         return var if set(repeats) <= {1} else self.mb.tile(x=var, reps=repeats, **named)
 
-    def _numpy(self, tensor: torch.Tensor, name: str) -> np.ndarray[Any, Any]:
+    def _numpy(self, tensor: torch.Tensor, name: str) -> Array:
         if tensor.is_floating_point():
             return tensor.to(torch.float32).clamp(-HALF_MAX, HALF_MAX).numpy()
         if tensor.dtype == torch.int64:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from planish_targets.coreml.emit.emitter import Emitter, Var, arguments, dtype_of, emits, mil_type, shape_of
+from planish_targets.coreml.emit.emitter import Emitter, arguments, dtype_of, emits, mil_type, shape_of
+from planish_targets.coreml.emit.naming import Var
 
 
 @emits("aten.embedding")
@@ -24,13 +25,11 @@ def embedding_q(e: Emitter, node: fx.Node) -> Var:
     from planish_targets.coreml.emit.network import quantized_weight
 
     given = arguments(node)
-    if given["zero_points"] is not None:
-        raise e.refusal(node, "zero points are not supported yet")
     e.note(
         "quantised embedding tables are compressed constants behind a gather; whether Core ML expands them in memory "
         "when it loads the model can only be seen on a device"
     )
-    table = quantized_weight(e, given["weight"], given["scales"])
+    table = quantized_weight(e, given)
     return e.mb.gather(x=table, indices=e.value(given["ids"]), axis=0, name=node.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from torch import fx
 
 from planish_passes.program import op_name
 from planish_passes.quantise import VALUES
-from planish_targets.coreml.emit.emitter import Emitter, Var, arguments, emits, shape_of
+from planish_targets.coreml.emit.emitter import Emitter, arguments, emits, shape_of
+from planish_targets.coreml.emit.naming import Var
 from planish_targets.coreml.sdk import HALF_MAX
 
+_PARTS = ("weight", "scales", "zero_points")
 _HALF_TINY = 2.0**-24  # the smallest positive fp16 number
 
 
@@ -32,18 +35,21 @@ def linear(e: Emitter, node: fx.Node) -> Var:
 def linear_q(e: Emitter, node: fx.Node) -> Var:
     """A linear whose weight is a decompressing operation; activations stay floating point."""
     given = arguments(node)
-    if given["zero_points"] is not None:
-        raise e.refusal(node, "zero points are not supported yet")
     if given["activations"] != "none":
         raise e.refusal(node, f"activations {given['activations']}")
-    return _linear(e, node, e.value(given["x"]), quantized_weight(e, given["weight"], given["scales"]), given["bias"])
+    return _linear(e, node, e.value(given["x"]), quantized_weight(e, given), given["bias"])
 
 
-def quantized_weight(e: Emitter, values: fx.Node, scales: fx.Node) -> Var:
-    """The decompressing operation of a quantised weight, one for all its uses."""
-    names = e.program.weight_names()
-    integers = names[values.name]
-    return e.decompressed(integers.removesuffix(VALUES), integers, names[scales.name])
+def quantized_weight(e: Emitter, given: Mapping[str, Any]) -> Var:
+    """The decompressing operation of a quantised weight, one for all its uses.
+
+    Args:
+        given: arguments of a linear_q or embedding_q.
+    """
+    values, scales, zeros = (None if given[k] is None else e.weight_name(given[k]) for k in _PARTS)
+    assert values is not None
+    assert scales is not None
+    return e.decompressed(values.removesuffix(VALUES), values, scales, zeros, int(given["bits"]))
 
 
 def _linear(e: Emitter, node: fx.Node, x: Var, weight: Var, bias: fx.Node | None) -> Var:
@@ -96,12 +102,13 @@ def layer_norm(e: Emitter, node: fx.Node) -> Any:
     given = arguments(node)
     affine = {k: e.value(given[s]) for k, s in (("gamma", "weight"), ("beta", "bias")) if given[s] is not None}
     axes = list(range(-len(given["normalized_shape"]), 0))
-    epsilon = _epsilon(e, given["eps"])
+    epsilon = stored_epsilon(e, given["eps"])
     result = e.mb.layer_norm(x=e.value(given["input"]), axes=axes, epsilon=epsilon, name=node.name, **affine)
     return (result, None, None) if op_name(node) == "aten.native_layer_norm" else result
 
 
-def _epsilon(e: Emitter, epsilon: float) -> Any:
+def stored_epsilon(e: Emitter, epsilon: float) -> Any:
+    """An epsilon as fp16 will hold it."""
     # An epsilon that rounds to 0 in fp16 would make a constant row 0 / 0.
     if 0 < epsilon < _HALF_TINY:
         e.note(f"epsilon {epsilon:g} of a normalisation is below fp16; it is stored as the smallest fp16 number, 2^-24")
@@ -120,7 +127,7 @@ def batch_norm(e: Emitter, node: fx.Node) -> Any:
         x=e.value(given["input"]),
         mean=e.value(given["running_mean"]),
         variance=e.value(given["running_var"]),
-        epsilon=_epsilon(e, given["eps"]),
+        epsilon=stored_epsilon(e, given["eps"]),
         name=node.name,
         **affine,
     )
@@ -164,27 +171,47 @@ def adaptive_avg_pool2d(e: Emitter, node: fx.Node) -> Var:
 
 @emits("planish.attention")
 def attention(e: Emitter, node: fx.Node) -> Var:
-    """Written out, not MIL's fused operation.
+    """See `attend`."""
+    given = arguments(node)
+    mask = None if given["mask"] is None else e.value(given["mask"])
+    return attend(e, given, e.value(given["k"]), e.value(given["v"]), mask, node.name)
+
+
+def attend(e: Emitter, given: Mapping[str, Any], k: Var, v: Var, mask: Var | None, name: str) -> Var:
+    """Attention written out, not MIL's fused operation.
 
     The fused one has no finite fill for rows that may attend to nothing, no softcap and no sinks; and a community
     measurement (github.com/vx-lang/Vx/issues/437) has it on the Neural Engine only for far longer inputs.
-    The scale (over the softcap) goes to q: the same number of roundings, and products further from fp16's limit.
+    The scale goes to q: the same number of roundings, and products further from fp16's limit.
+
+    Args:
+        given: q, bias, sinks, scale and softcap, as of `planish_passes.ops.attention`.
     """
-    given = arguments(node)
-    heads = shape_of(given["q"])[1]
-    k, v = (_repeat_heads(e, e.value(given[name]), heads) for name in ("k", "v"))
     cap = given["softcap"]
-    q = e.mb.mul(x=e.value(given["q"]), y=np.float32(given["scale"] / (cap or 1.0)))
-    scores = e.mb.matmul(x=q, y=k, transpose_y=True)
+    q = e.mb.mul(x=e.value(given["q"]), y=np.float32(given["scale"]))
+    scores = _by_head(e, q, k, transpose_y=True)
     if cap > 0:
-        scores = e.mb.mul(x=e.mb.tanh(x=scores), y=np.float32(cap))
+        # divided, because fp16 has 50 and not 1 / 50
+        scores = e.mb.mul(x=e.mb.tanh(x=e.mb.real_div(x=scores, y=np.float32(cap))), y=np.float32(cap))
     if given["bias"] is not None:
         scores = e.mb.add(x=scores, y=e.value(given["bias"]))
-    if given["mask"] is not None:
-        scores = e.mb.select(cond=e.value(given["mask"]), a=scores, b=np.float32(-HALF_MAX))
-    probabilities = _softmax(e, scores, given["sinks"])
-    result = e.mb.matmul(x=probabilities, y=v)
-    return e.mb.transpose(x=result, perm=[0, 2, 1, 3], name=node.name)
+    if mask is not None:
+        scores = e.mb.select(cond=mask, a=scores, b=np.float32(-HALF_MAX))
+    result = _by_head(e, _softmax(e, scores, given["sinks"]), v)
+    return e.mb.transpose(x=result, perm=[0, 2, 1, 3], name=name)
+
+
+def _by_head(e: Emitter, x: Var, y: Var, **how: bool) -> Var:
+    """x @ y, where neighbouring heads of x share one of y.
+
+    Their rows are put below each other: repeating y instead would copy a whole cache at each step.
+    """
+    batch, heads, rows, width = x.shape
+    shared = y.shape[1]
+    if heads == shared:
+        return e.mb.matmul(x=x, y=y, **how)
+    product = e.mb.matmul(x=e.mb.reshape(x=x, shape=[batch, shared, heads // shared * rows, width]), y=y, **how)
+    return e.mb.reshape(x=product, shape=[batch, heads, rows, product.shape[-1]])
 
 
 def _softmax(e: Emitter, scores: Var, sinks: fx.Node | None) -> Var:
@@ -194,12 +221,3 @@ def _softmax(e: Emitter, scores: Var, sinks: fx.Node | None) -> Var:
     column = e.broadcast(e.mb.reshape(x=e.value(sinks), shape=[1, heads, 1, 1]), (batch, heads, queries, 1))
     probabilities = e.mb.softmax(x=e.mb.concat(values=[scores, column], axis=-1), axis=-1)
     return e.mb.slice_by_index(x=probabilities, begin=[0] * 4, end=[batch, heads, queries, keys])
-
-
-def _repeat_heads(e: Emitter, x: Var, heads: int) -> Var:
-    batch, given, length, width = x.shape
-    if given == heads:
-        return x
-    grouped = e.mb.reshape(x=x, shape=[batch, given, 1, length * width])
-    repeated = e.mb.tile(x=grouped, reps=[1, 1, heads // given, 1])
-    return e.mb.reshape(x=repeated, shape=[batch, heads, length, width])

@@ -8,7 +8,8 @@ from typing import Any
 from torch import fx
 
 from planish_passes.program import op_name
-from planish_targets.coreml.emit.emitter import OPS, Emitter, Var, arguments, dtype_of, emits, shape_of
+from planish_targets.coreml.emit.emitter import OPS, Emitter, arguments, dtype_of, emits, shape_of
+from planish_targets.coreml.emit.naming import Var
 
 _VIEWS = ("reshape", "view", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
 

@@ -5,12 +5,13 @@ evaluates the program with torch, one function for each MIL operation.
 """
 
 from planish_targets.coreml.mil.errors import CorruptPackage, MilRunError, UnsupportedMilOp
-from planish_targets.coreml.mil.execute import Precision, Tap
-from planish_targets.coreml.mil.program import MilOperation, MilOutput, MilPort, MilProgram, load
+from planish_targets.coreml.mil.execute import Decoded, Precision, Tap
+from planish_targets.coreml.mil.program import MilOperation, MilOutput, MilPort, MilProgram, functions, load
 from planish_targets.coreml.mil.quantized import QuantizedBlob
 
 __all__ = [
     "CorruptPackage",
+    "Decoded",
     "MilOperation",
     "MilOutput",
     "MilPort",
@@ -20,5 +21,6 @@ __all__ = [
     "QuantizedBlob",
     "Tap",
     "UnsupportedMilOp",
+    "functions",
     "load",
 ]

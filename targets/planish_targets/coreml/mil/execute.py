@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -39,6 +39,31 @@ class Deferred:
     index: int
 
 
+class Decoded:
+    """Dense weights that stay: fp32, whatever precision they were rounded to, because operations compute in fp32.
+
+    Args:
+        budget: bytes that they may take; what does not fit is computed at each use.
+    """
+
+    def __init__(self, budget: int = 4 << 30) -> None:
+        self._room = budget
+        # the operands stay too: the identity of those that are not in a file is their address
+        self._kept: dict[Hashable, tuple[list[Tensor], Deferred]] = {}
+
+    def get(self, value: Deferred, precision: Precision, compute: Callable[[], list[Tensor]]) -> Tensor:
+        """The weight; computed if nobody has asked for these operands at this precision before."""
+        key = (precision, _identity(value))
+        if key in self._kept:
+            return self._kept[key][0][value.index]
+        results = [widen(result) for result in compute()]
+        size = sum(result.nbytes for result in results)
+        if size <= self._room:
+            self._room -= size
+            self._kept[key] = results, value
+        return results[value.index]
+
+
 Value: TypeAlias = "Tensor | str | Stored | Immediate | StateRef | Deferred"
 Scope = dict[str, Value]
 Operands = Mapping[str, tuple[Value, ...]]
@@ -48,9 +73,15 @@ class Execution:
     """One run: `function` at a precision, with a tap on every computed value and a mapping of states."""
 
     def __init__(
-        self, function: Function, precision: Precision, tap: Tap | None, states: MutableMapping[str, Tensor]
+        self,
+        function: Function,
+        precision: Precision,
+        tap: Tap | None,
+        states: MutableMapping[str, Tensor],
+        decoded: Decoded | None = None,
     ) -> None:
         self.function = function
+        self.decoded = decoded
         self.precision = precision
         self.tap = tap
         self.states = states
@@ -156,7 +187,9 @@ class Execution:
         if isinstance(value, Immediate):
             return value.value
         if isinstance(value, Deferred):
-            return self.results(value.operation, value.operands, {})[value.index]
+            if self.decoded is None:
+                return self.results(value.operation, value.operands, {})[value.index]
+            return self.decoded.get(value, self.precision, lambda: self.results(value.operation, value.operands, {}))
         if isinstance(value, Tensor):
             return value
         raise MilRunError(f"takes a tensor, found a {type(value).__name__}", self.function.name, user)
@@ -186,6 +219,15 @@ class Execution:
             raise MilRunError(what, operation.type, operation.output)
         self.states[state] = self.settle(value, declared)
         return [self.states[state]] if operation.outputs else []
+
+
+def _identity(value: Value) -> Hashable:
+    if isinstance(value, Stored):
+        return str(value.file.path), value.offset
+    if isinstance(value, Deferred):
+        given = sorted((key, tuple(_identity(v) for v in values)) for key, values in value.operands.items())
+        return value.operation.type, tuple(given)
+    return value if isinstance(value, str) else id(value)
 
 
 def widen(value: Tensor) -> Tensor:

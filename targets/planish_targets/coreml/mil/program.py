@@ -11,12 +11,12 @@ from torch import Tensor
 
 from planish_passes.errors import PlanishError
 from planish_targets.coreml.mil.errors import MilRunError, UnsupportedMilOp
-from planish_targets.coreml.mil.execute import STRUCTURAL, Deferred, Execution, Precision, Tap, Value
+from planish_targets.coreml.mil.execute import STRUCTURAL, Decoded, Deferred, Execution, Precision, Tap, Value
 from planish_targets.coreml.mil.graph import Binding, Function, Named, Operation, Ref
 from planish_targets.coreml.mil.ops import OPS
 from planish_targets.coreml.mil.ops.compress import packed_indices
 from planish_targets.coreml.mil.quantized import QuantizedBlob
-from planish_targets.coreml.mil.spec import read_function
+from planish_targets.coreml.mil.spec import function_names, read_function
 from planish_targets.coreml.mil.types import cast
 
 # The operand that holds the integers of each operation that decompresses a weight.
@@ -57,13 +57,20 @@ class MilOperation:
     inputs: tuple[str, ...]
     outputs: tuple[MilOutput, ...]
 
+    @property
+    def output(self) -> str:
+        """The name of the first output; of the operation itself when it has none (write_state)."""
+        return self.outputs[0].name if self.outputs else self.name
 
-def load(package: Path, function: str | None = None) -> MilProgram:
+
+def load(package: Path, function: str | None = None, decoded: Decoded | None = None) -> MilProgram:
     """Load one function of a saved .mlpackage.
 
     Args:
         package: the package folder (or a bare .mlmodel file).
         function: its name; None takes the only or the default function.
+        decoded: keeps decompressed weights from run to run, for functions of one package that share it; None
+            decompresses at each use.
 
     Raises:
         CorruptPackage: files are missing, truncated or contradict each other.
@@ -79,7 +86,12 @@ def load(package: Path, function: str | None = None) -> MilProgram:
     ]
     if unknown:
         raise UnsupportedMilOp(unknown, f"function {loaded.name} of {package}")
-    return MilProgram(package, loaded)
+    return MilProgram(package, loaded, decoded)
+
+
+def functions(package: Path) -> tuple[str, ...]:
+    """Names of the functions of a saved .mlpackage; errors as of `load`."""
+    return function_names(Path(package))
 
 
 class MilProgram:
@@ -94,9 +106,10 @@ class MilProgram:
             refuses the program, so report them. Any other contradiction is an error.
     """
 
-    def __init__(self, package: Path, function: Function) -> None:
+    def __init__(self, package: Path, function: Function, decoded: Decoded | None = None) -> None:
         self.package = package
         self.function = function
+        self.decoded = decoded
         self.contradictions: dict[str, str] = {}
         self._definitions = {
             output.name: operation for operation in function.block.walk() for output in operation.outputs
@@ -159,7 +172,7 @@ class MilProgram:
         """
         if precision not in ("fp16", "fp32"):
             raise PlanishError(f"unknown precision {precision!r}", str(self.package), "fp16 or fp32")
-        execution = Execution(self.function, precision, tap, {} if states is None else states)
+        execution = Execution(self.function, precision, tap, {} if states is None else states, self.decoded)
         expected = {entry.name: entry for entry in self.function.inputs if not entry.state}
         if set(inputs) != set(expected):
             raise PlanishError(

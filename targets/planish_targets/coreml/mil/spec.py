@@ -37,6 +37,23 @@ def read_function(package: Path, function: str | None) -> Function:
         CorruptPackage: a file is missing, unreadable or contradicts another.
         PlanishError: not an ML program, or no such function.
     """
+    path, spec = _specification(package)
+    name = _pick(spec, function, path)
+    proto = spec.mlProgram.functions[name]
+    block = proto.block_specializations.get(proto.opset)
+    if block is None:
+        raise CorruptPackage(f"function {name} declares opset {proto.opset} and has no block for it", str(path))
+    reader = _Reader(path.parent)
+    inputs = tuple(reader.named(entry) for entry in proto.inputs)
+    return Function(name, reader.block(block), inputs, _limits(spec, name))
+
+
+def function_names(package: Path) -> tuple[str, ...]:
+    """Names of the functions of a saved .mlpackage; errors as of `read_function`."""
+    return tuple(sorted(_specification(package)[1].mlProgram.functions))
+
+
+def _specification(package: Path) -> tuple[Path, Any]:
     path = _model_file(package)
     spec = _messages().Model()
     decode_error = importlib.import_module("google.protobuf.message").DecodeError
@@ -48,14 +65,7 @@ def read_function(package: Path, function: str | None) -> Function:
         raise PlanishError(
             f"holds a {spec.WhichOneof('Type')}, not an ML program", str(path), "convert with convert_to='mlprogram'"
         )
-    name = _pick(spec, function, path)
-    proto = spec.mlProgram.functions[name]
-    block = proto.block_specializations.get(proto.opset)
-    if block is None:
-        raise CorruptPackage(f"function {name} declares opset {proto.opset} and has no block for it", str(path))
-    reader = _Reader(path.parent)
-    inputs = tuple(reader.named(entry) for entry in proto.inputs)
-    return Function(name, reader.block(block), inputs, _limits(spec, name))
+    return path, spec
 
 
 def _messages() -> Any:

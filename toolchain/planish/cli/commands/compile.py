@@ -30,7 +30,13 @@ def compile_command(
     ] = None,
     targets: options.Targets = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", "-r", metavar="RECIPE", help="Quantisation recipe.  [default: float]")
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="RECIPE",
+            help="float, int8, int4, or keep (a GGUF file's own blocks).  [default: float]",
+        ),
     ] = None,
     group: Annotated[
         int | None, typer.Option(metavar="16|32|64|128", help="Weights that share a scale.  [default: the recipe's]")
@@ -41,6 +47,10 @@ def compile_command(
     rounding: Annotated[
         str | None,
         typer.Option(metavar="nearest|search|calibrated", help="How integers are found.  [default: auto, by size]"),
+    ] = None,
+    activations: Annotated[
+        str | None,
+        typer.Option(metavar="auto|none", help="none: exact, slower kernels.  [default: auto, the target's fastest]"),
     ] = None,
     output: Annotated[
         Path | None,
@@ -59,6 +69,14 @@ def compile_command(
     ] = None,
     sequence_length: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Length, where shapes are fixed.")
+    ] = None,
+    bits: Annotated[
+        float | None,
+        typer.Option(metavar="B", help="Average bits of weights, scales included (int4: 4.5 to 8)."),
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest size of an artifact (90MB); bits go where they help."),
     ] = None,
     context: Annotated[
         int | None, typer.Option(min=2, metavar="N", help="Tokens that a cache inside the artifact holds.")
@@ -122,11 +140,14 @@ def compile_command(
         "group": group,
         "symmetric": symmetric,
         "rounding": rounding,
+        "activations": activations,
         "output": output,
         "task": task,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
         "sequence_length": sequence_length,
+        "bits": bits,
+        "max_size": max_size,
         "context": context,
         "dynamic": dynamic,
         "gates": options.numbers(gate, "--gate") or None,

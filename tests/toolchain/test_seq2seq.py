@@ -1,0 +1,138 @@
+"""Encoder-decoder models as two programs: together they compute what the model does."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from decoders import empty
+from support import random_model, store_of
+from torch import Tensor, nn
+
+from planish import build
+from planish.capture import capture
+from planish.compiled import Silent
+from planish.request import Request
+from planish.tasks.seq2seq import MASK, DecodePart, EncodePart
+from planish.verdict import Failed
+from planish_passes import pipeline
+from planish_passes.errors import PlanishError
+from planish_passes.infra import run_passes
+from planish_passes.interpret import interpret
+from planish_passes.program import Program
+
+_TWO = {"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+_WIDE = {**_TWO, "d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 128}
+_ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+_T5 = {"vocab_size": 128, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+MODELS: Mapping[str, Any] = {
+    "whisper": lambda: tf.WhisperConfig(
+        num_mel_bins=16, max_source_positions=50, max_target_positions=96, **_WIDE, **_ENDS
+    ),
+    "t5": lambda: tf.T5Config(num_decoder_layers=2, feed_forward_proj="gated-gelu", decoder_start_token_id=0, **_T5),
+    "bart": lambda: tf.BartConfig(max_position_embeddings=96, **_WIDE, **_ENDS),
+    "marian": lambda: tf.MarianConfig(max_position_embeddings=96, **_WIDE, **_ENDS),
+}
+CUTS = [9, 5, 1, 1]
+
+
+def auto(family: str) -> Any:
+    return tf.AutoModelForSpeechSeq2Seq if family == "whisper" else tf.AutoModelForSeq2SeqLM
+
+
+def read(family: str) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    if family == "whisper":
+        return {"input_features": torch.randn(1, 16, 100, generator=generator)}
+    ids = torch.randint(3, 128, (1, 9), generator=generator)
+    return {"input_ids": ids, MASK: torch.tensor([[1] * 7 + [0] * 2])}
+
+
+@cache
+def programs(family: str) -> tuple[Program, Program, nn.Module]:
+    config = MODELS[family]()
+    model = random_model(config, auto(family))
+    made = (capture(auto(family), config, part("x"), store_of(model)).program for part in (EncodePart, DecodePart))
+    encode, decode = (run_passes(p, pipeline.fuse()).program for p in made)
+    return encode, decode, model
+
+
+def logits(family: str, change: Mapping[str, Tensor] | None = None, form: Program | None = None) -> Tensor:
+    """Both programs in turn: the input at once, the tokens in parts."""
+    encode, decode, _ = programs(family)
+    decode = form or decode
+    given = {**interpret(encode, read(family)), **read(family), **(change or {})}
+    states, at, found = empty(decode, 1), 0, []
+    for length in CUTS:
+        slots = torch.arange(at, at + length)[None]
+        call = {**given, **states, "input_ids": tokens()[:, at : at + length], "position_ids": slots}
+        result = interpret(decode, call)
+        states, at = {into: result[out] for out, into in decode.states}, at + length
+        found.append(result["logits"])
+    return torch.cat(found, 1)
+
+
+def tokens() -> Tensor:
+    return torch.randint(3, 128, (1, sum(CUTS)), generator=torch.Generator().manual_seed(1))
+
+
+def error(family: str, *args: Any, **how: Any) -> float:
+    with torch.no_grad():
+        wanted = programs(family)[2](**read(family), decoder_input_ids=tokens()).logits
+    return float((logits(family, *args, **how) - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_together_they_compute_what_the_model_does(family: str) -> None:
+    encode, decode, _ = programs(family)
+    assert error(family) < 1e-5
+    assert decode.count()["planish.cached_attention"] == 2
+    assert not encode.states
+    assert encode.count()["planish.attention"] == 1  # nothing of the decoder but its cross keys and values is left
+    names = {f"cross_key_values.{n}.{kind}" for n in range(2) for kind in ("key", "value")}
+    assert {p.name for p in encode.outputs} == names
+    assert names < {p.name for p in decode.inputs}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_with_a_resident_cache_too(family: str) -> None:
+    form = run_passes(programs(family)[1], pipeline.resident(32, {"source": 9})).program
+    assert error(family, form=form) < 1e-5
+
+
+def test_a_lost_mask_and_swapped_layers_are_seen() -> None:
+    assert error("bart", {MASK: torch.ones(1, 9, dtype=torch.int64)}) > 1e-3
+    made = interpret(programs("bart")[0], read("bart"))
+    swapped = {n: made[n.replace(".0.", ".x.").replace(".1.", ".0.").replace(".x.", ".1.")] for n in made}
+    assert error("bart", swapped) > 1e-2
+
+
+def test_an_input_of_another_kind_is_refused_by_name() -> None:
+    config = tf.Speech2TextConfig(**_WIDE, **_ENDS, max_target_positions=96)
+    with pytest.raises(PlanishError, match="reads input_features"):
+        capture(auto("whisper"), config, EncodePart("x"), lambda model: None)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("family", ["whisper", "t5"])
+def test_a_whole_compile_checks_both_programs(family: str, tmp_path: Path) -> None:
+    random_model(MODELS[family](), auto(family)).save_pretrained(tmp_path / "model")
+    request = Request(model=str(tmp_path / "model"), targets=("onnxruntime",), recipe="int8")
+    result = build.compile_model(request, Silent(), tmp_path / "work")
+    assert not result.failed, result.failed
+    assert [t.target for t in result.targets] == ["onnxruntime/encode", "onnxruntime/decode"]
+    checks = [{v.check for v in t.verdicts} for t in result.targets]
+    assert checks[0] >= {"quality", "weights", "lowering"}
+    assert checks[1] >= {"quality", "weights", "lowering", "decoding"}
+
+
+def test_a_decoder_that_ignores_the_encoder_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = DecodePart.given
+    zeros = lambda *a: {n: t * (0 if t.is_floating_point() else 1) for n, t in given(*a).items()}  # noqa: E731
+    monkeypatch.setattr(DecodePart, "given", zeros)
+    random_model(MODELS["bart"](), auto("bart")).save_pretrained(tmp_path / "model")
+    request = Request(model=str(tmp_path / "model"), targets=("onnxruntime",), recipe="float")
+    result = build.compile_model(request, Silent(), tmp_path / "work")
+    assert "capture" in {v.check for _, v in result.failed if isinstance(v, Failed)}

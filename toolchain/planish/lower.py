@@ -1,0 +1,212 @@
+"""One target: from the shared program to a checked artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from planish.compiled import Progress, TargetResult
+from planish.generation_files import add_generation_files
+from planish.request import Request
+from planish.source import Source
+from planish.tasks import Task
+from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
+from planish.verify.attributes import check_attributes
+from planish.verify.decoding import opening
+from planish.verify.exam import OFF, Exam
+from planish.verify.lowering import Execution, check_lowering
+from planish.verify.ranges import audit
+from planish.verify.weights import check_artifact_weights
+from planish_passes import pipeline
+from planish_passes.errors import PlanishError
+from planish_passes.infra import Outcome, Pass, run_passes
+from planish_passes.program import Program
+from planish_passes.quantise import widths
+from planish_targets import registry
+from planish_targets.contract import Artifact, Evidence, Numerics, Placement, Recipe, Target
+
+SOURCE_LENGTH = 128  # tokens that an encoder reads, where the decoder's shapes are fixed and nobody says otherwise
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all targets have in common for one program of the model.
+
+    Args:
+        name: of the program, where the model has several; else empty.
+        quality: (dtype of weights, rounding of activations) -> the answer; targets with the same numerics share it.
+    """
+
+    request: Request
+    recipe: Recipe
+    task: Task
+    program: Program
+    source: Source
+    exam: Exam
+    name: str = ""
+    quality: dict[tuple[torch.dtype, str], Verdict] = field(default_factory=dict)
+
+
+def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> TargetResult:
+    """Lower and check; the artifact lands in `workdir`/<target>[/<program>]."""
+    request = shared.request
+    name = f"{target.name}/{shared.name}" if shared.name else target.name
+    numerics = target.numerics(shared.recipe)
+    if request.activations == "none":
+        numerics = replace(numerics, activations="none")
+    sizes = _sizes(shared, target)
+    progress.stage(f"lower {name}", "fixed shapes" if sizes else "dynamic shapes")
+    full = run_passes(shared.program, pipeline.yardstick(numerics.weights, numerics.activations)).program
+    if shared.program.states and numerics.compute == torch.float16:
+        seen = opening(shared.task, shared.source, full, shared.exam.given)
+        full = run_passes(full, pipeline.annotate(audit(full, seen))).program
+    yardstick = full if request.logits == "all" else run_passes(full, pipeline.last_token()).program
+    try:
+        outcome, artifact = _written(shared, target, yardstick, sizes, workdir / name)
+    except PlanishError as refusal:
+        reason = f"{refusal.what} ({refusal.where}); {refusal.hint}"
+        return TargetResult(name, None, (Failed("lower", Evidence.STRUCTURAL, reason),))
+    progress.stage(f"verify {name}")
+    inside = {port for pair in yardstick.states for port in pair} if artifact.context else set()
+    placement = target.placement(artifact)
+    made = TargetResult(
+        name,
+        artifact,
+        (*_inspected(shared, target, artifact, outcome.program, full, numerics), _placed(placement, request)),
+        placement,
+        shapes={p.name: p.shape for p in outcome.program.inputs if p.name not in inside},
+        axes=outcome.program.axes,
+        steps=outcome.steps,
+    )
+    if not request.verify:
+        return replace(made, verdicts=(*made.verdicts, NotRun("lowering", OFF)))
+    cases = shared.exam.cases(full, outcome.program, artifact)
+    execution = Execution(request.threads, request.timeout, request.runner)
+    lowered = check_lowering(
+        target,
+        artifact,
+        yardstick,
+        outcome.program,
+        cases,
+        recipe=shared.recipe,
+        numerics=numerics,
+        execution=execution,
+        multiple=request.gates.lowering,
+    )
+    more = shared.exam.running(target, artifact, full, execution, numerics.compute)
+    return replace(
+        made,
+        verdicts=(*made.verdicts, lowered.verdict, *more),
+        latency=lowered.latency,
+        latency_device=lowered.device,
+        golden_inputs={c.name: {n: t for n, t in c.inputs.items() if n not in inside} for c in cases},
+        golden_outputs=lowered.truth,
+    )
+
+
+def _written(
+    shared: Shared, target: Target, yardstick: Program, sizes: Mapping[str, int] | None, folder: Path
+) -> tuple[Outcome, Artifact]:
+    can = target.capabilities
+    if yardstick.states and not can.caches:
+        raise PlanishError(
+            f"{target.name} does not take language models yet",
+            "a program with a key/value cache",
+            f"targets that do: {', '.join(n for n, t in registry.targets().items() if t.capabilities.caches)}",
+        )
+    if strange := set(widths(shared.program).values()) - can.bits:
+        raise PlanishError(
+            f"{target.name} cannot encode {min(strange)}-bit weights",
+            f"recipe {shared.recipe.name!r}",
+            f"widths that it can encode: {', '.join(map(str, sorted(can.bits)))}",
+        )
+    order = (*_caches(shared.request, target, yardstick), *pipeline.for_target(can.keeps, sizes))
+    outcome = run_passes(yardstick, (*order, *target.passes(shared.recipe)))
+    folder.mkdir(parents=True)
+    artifact = target.lower(outcome.program, folder, shared.recipe)
+    if yardstick.states and not shared.task.dependent:
+        add_generation_files(artifact, shared.source, shared.program)
+    return outcome, artifact
+
+
+def _inspected(
+    shared: Shared, target: Target, artifact: Artifact, form: Program, yardstick: Program, numerics: Numerics
+) -> list[Verdict]:
+    """Checks that run no artifact."""
+    request = shared.request
+    verdicts = [_quality(shared, yardstick, (numerics.weights, numerics.activations))]
+    if shared.recipe.bits and request.verify:
+        verdicts.append(check_artifact_weights(shared.program, target.read_weights(artifact)))
+    if request.verify:
+        verdicts.append(check_attributes(target, artifact, form, numerics))
+    if request.max_size is not None:
+        verdicts.append(_fits(artifact, int(request.max_size)))
+    return verdicts
+
+
+def _fits(artifact: Artifact, limit: int) -> Verdict:
+    metric = Metric("megabytes", artifact.nbytes() / 1e6, limit / 1e6)
+    if metric.ok:
+        return Passed("size", Evidence.STRUCTURAL, (metric,), "files of the artifact")
+    reason = "the artifact is larger than --max-size"
+    return Failed("size", Evidence.STRUCTURAL, reason, (metric,), "files of the artifact")
+
+
+def _caches(request: Request, target: Target, program: Program) -> tuple[Pass, ...]:
+    if not program.states or not target.capabilities.resident:
+        return ()
+    longest = program.axes["past"][1]
+    if request.context is not None and request.context > longest:
+        raise PlanishError(
+            f"the model takes {longest} tokens at most", f"--context {request.context}", "give a smaller number"
+        )
+    others = [axis for axis in program.axes if axis not in ("batch", "past", "sequence")]
+    sizes = {axis: source_length(request, program) for axis in others}
+    return pipeline.resident(min(request.context or target.capabilities.resident, longest), sizes)
+
+
+def source_length(request: Request, program: Program) -> int:
+    """Tokens that the encoder has read, in every check of the decoder, and where the decoder's shapes are fixed."""
+    return min(request.sequence_length or SOURCE_LENGTH, program.axes.get("source", (0, SOURCE_LENGTH))[1])
+
+
+def _sizes(shared: Shared, target: Target) -> dict[str, int] | None:
+    """Fixed sizes for a target, or None where its shapes stay dynamic."""
+    request, can = shared.request, target.capabilities
+    if shared.program.states:
+        return None  # lengths grow from call to call
+    if request.dynamic and not can.dynamic_shapes:
+        raise PlanishError(
+            f"{target.name} takes fixed shapes only", "--dynamic", "leave --dynamic out, or drop this target"
+        )
+    dynamic = can.dynamic_shapes if request.dynamic is None else request.dynamic
+    axes = shared.program.axes
+    if dynamic or not axes:
+        return None
+    wanted = {"batch": can.batch, "sequence": request.sequence_length or can.sequence}
+    if request.sequence_length is None and "sequence" in axes:
+        wanted["sequence"] = min(wanted["sequence"], axes["sequence"][1])
+    return {axis: wanted[axis] for axis in axes}
+
+
+def _quality(shared: Shared, yardstick: Program, key: tuple[torch.dtype, str]) -> Verdict:
+    # Targets with the same numerics share one yardstick, hence one answer.
+    if key not in shared.quality:
+        shared.quality[key] = shared.exam.quality(yardstick)
+    return shared.quality[key]
+
+
+def _placed(placement: Placement, request: Request) -> Verdict:
+    if not placement.violations and all(n.where == "unknown" for n in placement.nodes):
+        return NotRun("placement", placement.source)
+    metric = Metric("accelerated_share", placement.share(), request.gates.placement, at_most=False)
+    if placement.violations:
+        reason = "; ".join(placement.violations[:3])
+        return Failed("placement", Evidence.STRUCTURAL, reason, (metric,), placement.source)
+    if not metric.ok:
+        reason = f"only {metric.value:.0%} of the operations are accelerated"
+        return Failed("placement", Evidence.STRUCTURAL, reason, (metric,), placement.source)
+    return Passed("placement", Evidence.STRUCTURAL, (metric,), placement.source)
