@@ -1,9 +1,10 @@
 """planish's int4 artifact of a language model against the GenAI builder's, on the same weights, in one run.
 
-    python benchmarks/language.py MODEL [--rounds 6] [--threads 2]
+    python benchmarks/language.py MODEL [--rounds 6] [--threads 2] [--gguf FILE]
 
 Prints planish against the peer: decode and prefill speed through onnxruntime-genai (above 1 is better), both in turn;
 sizes; KL divergence and top-1 agreement of both with the original on one text; CPU seconds and peak memory of builds.
+With --gguf, llama.cpp decodes that file in turn with planish (pip install xllamacpp; give the same weights).
 Needs onnxruntime-genai (its builder needs torch and transformers, which are here). Figures of a busy machine differ by
 5 % and more between equal runs: read the medians, on a quiet one.
 """
@@ -128,6 +129,29 @@ def ratio(run: Callable[[Any, Path], float], genai: Any, ours: Path, peer: Path,
     return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
 
 
+def against_llama_cpp(genai: Any, ours: Path, gguf: Path, rounds: int) -> None:
+    """Print planish's speed against llama.cpp's, in turn."""
+    script = Path(__file__).with_name("llama_cpp.py")
+    command = [sys.executable, str(script), str(gguf), str(_THREADS[0]), str(PROMPT), str(NEW)]
+    pairs: list[tuple[float, float]] = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+        assert peer.stdin is not None
+        assert peer.stdout is not None
+        for _ in range(rounds + 1):
+            peer.stdin.write("go\n")
+            peer.stdin.flush()
+            line = peer.stdout.readline()
+            if not line:
+                raise SystemExit("llama.cpp stopped: is xllamacpp installed, and the file a GGUF one?")
+            told = json.loads(line)
+            pairs.append((told["prompt"] / prefill(genai, ours), told["new"] / decode(genai, ours)))
+        peer.stdin.close()
+    first, later = zip(*pairs[1:], strict=True)  # the first round warms both up
+    size = f"{gguf.stat().st_size / 1e6:.1f} MB"
+    print(f"llama.cpp      {size}; planish decodes at {statistics.median(later):.3f}x its speed,", end=" ")
+    print(f"reads a prompt at {statistics.median(first):.3f}x")
+
+
 def original(model: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Tokens of one text, and the original model's logits."""
     from pydoc_data.topics import topics
@@ -148,6 +172,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gguf", type=Path, help="the same weights for llama.cpp")
     given = parser.parse_args()
     _THREADS[0] = given.threads
     import onnxruntime_genai as genai
@@ -161,6 +186,8 @@ def main() -> None:
         for name, run, count in (("decode", decode, NEW), ("prefill", prefill, PROMPT)):
             times, seconds = ratio(run, genai, ours, peer, given.rounds)
             print(f"{name:14} {times:.3f}x the peer's speed ({count / seconds:.0f} tokens/s)")
+        if given.gguf is not None:
+            against_llama_cpp(genai, ours, given.gguf, given.rounds)
         tokens, truth = original(given.model)
         for name, folder in (("planish", ours), ("peer", peer)):
             loss, same = quality(folder, tokens, truth, genai)

@@ -49,6 +49,7 @@ class Program:
         expects: operator name -> how often the traced model called it; `assert_expected` enforces it.
         axes: dynamic dimension -> (smallest, largest) size; empty when every shape is fixed.
         states: (output, input) pairs: what a call returns as the first goes into the next call as the second.
+        facts: what runtimes ask of a model beside its tensors: "bos_token_id", "eos_token_ids".
     """
 
     name: str
@@ -59,6 +60,7 @@ class Program:
     expects: Mapping[str, int] = field(default_factory=dict)
     axes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     states: tuple[tuple[str, str], ...] = ()
+    facts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def graph(self) -> fx.Graph:

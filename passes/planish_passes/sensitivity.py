@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -94,8 +93,7 @@ def measured(
     for unit, weights in units.items():
         store = program.weights
         for name, format in weights.items():
-            rounded = partial(_rounded, format=format, rounder=rounder)
-            store = store.derive(name, (name,), rounded, store.spec(name), by_rows=True)
+            store = store.with_tensor(name, _rounded(store.read(name), format, rounder))
         changed = replace(program, weights=store)
         moved = sum(distance(interpret(changed, f), t) for f, t in zip(feeds, truth, strict=True))
         yield unit, max(moved / max(len(feeds), 1), 0.0)

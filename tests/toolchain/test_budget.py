@@ -28,7 +28,8 @@ INT4 = WeightFormat(4, 32, symmetric=False)
 def spent(program: Program, nbytes: int) -> dict[str, WeightFormat]:
     plan = Quantise(INT4).plan(program)
     feeds = [feed(program, prompt(1, 16), empty_cache(program))]
-    return spend(program, plan, Budget(nbytes, 2), feeds, Silent())
+    wide = dict.fromkeys(plan.weights, WeightFormat(8, 32))
+    return spend(program, plan, wide, Budget(nbytes, 2), feeds, Silent())
 
 
 def nbytes(program: Program, formats: dict[str, WeightFormat]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from planish.build import compile_model
 from planish.compiled import Compiled, Silent
+from planish.generation_files import special_tokens
 from planish.request import Request
 from planish.verdict import Failed, NotRun
+from planish_targets import reference, registry
 
 pytest.importorskip("onnxruntime")
 
@@ -58,12 +61,21 @@ def test_no_checks_when_switched_off(folder: Path, tmp_path: Path) -> None:
     assert isinstance(verdicts["quality"], NotRun)
 
 
-def test_targets_without_caches_refuse_by_name(folder: Path, tmp_path: Path) -> None:
-    done = compiled(folder, "float", ("executorch",), tmp_path, verify=False)
+def test_targets_without_caches_refuse_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = replace(reference.TARGET, capabilities=replace(reference.TARGET.capabilities, caches=False))
+    monkeypatch.setitem(registry.targets(), "reference", without)
+    done = compiled(folder, "float", ("reference",), tmp_path, verify=False)
     (verdict,) = done.targets[0].verdicts
     assert isinstance(verdict, Failed)
     assert "language models" in verdict.reason
     assert "onnxruntime" in verdict.reason
+
+
+def test_the_tokens_that_begin_and_end_a_text_are_facts_of_the_program() -> None:
+    config = tf.LlamaConfig(bos_token_id=1, eos_token_id=[2, 7])
+    assert special_tokens(config) == {"bos_token_id": (1,), "eos_token_ids": (2, 7)}
+    assert special_tokens(tf.LlamaConfig(bos_token_id=None, eos_token_id=None)) == {}
+    assert special_tokens(tf.ViTConfig()) == {}
 
 
 def test_genai_generates_what_the_model_does(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from planish.compiled import Progress
 from planish.generation_files import TOKENIZER_FILES
+from planish.recipes import find_recipe
 from planish.request import Request
 from planish.source import Source
 from planish.tasks import Task
@@ -21,7 +22,7 @@ from planish.verify.decoding import LOGITS, divergence, empty_cache, feed
 from planish_passes.errors import PlanishError
 from planish_passes.program import Program
 from planish_passes.quantise import Plan, Quantise
-from planish_passes.rounding import search
+from planish_passes.rounding import round_to_nearest
 from planish_passes.sensitivity import Choice, allocate, estimated, measured
 from planish_passes.weights import WeightFormat
 
@@ -52,8 +53,11 @@ def formats(
     Raises:
         PlanishError: the size cannot be met.
     """
+    recipe = find_recipe(request.recipe)
     if request.bits is None and request.max_size is None:
-        return {}
+        if recipe.bits is None or task.metric == "tokens":
+            return {}
+        request = request.model_copy(update={"bits": recipe.bits})
     if format.bits >= WIDE:
         raise PlanishError(
             f"recipe {request.recipe} has no narrower weights than {format.bits} bits",
@@ -63,7 +67,12 @@ def formats(
     plan = Quantise(format).plan(program)
     tokenizer = sum(f.bytes for f in source.files if f.path.name in TOKENIZER_FILES)
     allowed = budget(request, program, plan, tokenizer)
-    return spend(program, plan, allowed, _feeds(program, task, source), progress)
+    # Encoders' 8-bit kernels take one scale per channel; those of language models take groups.
+    channel = find_recipe("int8").format
+    wide = {n: replace(f, bits=WIDE, symmetric=True) for n, (f, _) in plan.weights.items()}
+    if task.metric != "tokens" and channel is not None:
+        wide = dict.fromkeys(wide, channel)
+    return spend(program, plan, wide, allowed, _feeds(program, task, source), progress)
 
 
 def _feeds(program: Program, task: Task, source: Source) -> list[Mapping[str, Tensor]]:
@@ -110,9 +119,14 @@ def budget(request: Request, program: Program, plan: Plan, beside: int) -> Budge
 
 
 def spend(
-    program: Program, plan: Plan, allowed: Budget, feeds: Sequence[Mapping[str, Tensor]], progress: Progress
+    program: Program,
+    plan: Plan,
+    wider: Mapping[str, WeightFormat],
+    allowed: Budget,
+    feeds: Sequence[Mapping[str, Tensor]],
+    progress: Progress,
 ) -> dict[str, WeightFormat]:
-    """A format for every weight of the plan: its own, or 8 bits where that saves most error per byte.
+    """A format for every weight of the plan: its own, or its wider one where that saves most error per byte.
 
     Linears of the same input stay alike, so that they can still be joined.
 
@@ -120,7 +134,7 @@ def spend(
         PlanishError: not even the plan's own formats fit.
     """
     own = {unit: {n: plan.weights[n][0] for n in names} for unit, names in _units(plan).items()}
-    wide = {u: {n: replace(f, bits=WIDE, symmetric=True) for n, f in formats.items()} for u, formats in own.items()}
+    wide = {unit: {n: wider[n] for n in formats} for unit, formats in own.items()}
     errors = _errors(program, own, feeds, progress)
     choices = {
         unit: (
@@ -150,11 +164,11 @@ def _errors(
 ) -> dict[str, float]:
     weights = sum(prod(program.weights.spec(name).shape) for unit in units.values() for name in unit)
     if weights > MEASURED_UP_TO or not feeds:
-        return {unit: estimated(program.weights, formats, search) for unit, formats in units.items()}
+        return {unit: estimated(program.weights, formats, round_to_nearest) for unit, formats in units.items()}
     found: dict[str, float] = {}
     every = max(1, len(units) // 10)
     program = replace(program, weights=program.weights.memoised(weights * torch.float32.itemsize))
-    for unit, error in measured(program, units, search, feeds, text_distance):
+    for unit, error in measured(program, units, round_to_nearest, feeds, text_distance):
         if len(found) % every == 0:
             progress.stage("quantise", f"measured, {len(found)} of {len(units)} groups of weights: {unit}")
         found[unit] = error

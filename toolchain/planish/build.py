@@ -15,6 +15,7 @@ from planish.capture import capture
 from planish.checkpoint import Loaded, check_finite
 from planish.compiled import Compiled, Progress, TargetResult, TensorBytes
 from planish.estimate import check_room, estimate
+from planish.generation_files import special_tokens
 from planish.keeping import check_kept, keep, stored_formats
 from planish.keeping import demand as demand_blocks
 from planish.lower import Shared, lower, source_length
@@ -146,7 +147,7 @@ class _Job:
         self.notes.update(dict.fromkeys((*opened[-1].notes, *captured.notes)))
         if request.verify:
             check_finite(captured.program.weights)
-        floating = run_passes(captured.program, pipeline.fuse())
+        floating = run_passes(replace(captured.program, facts=special_tokens(self.source.config)), pipeline.fuse())
         exam = self._exam(task, floating.program)
         verdicts = [exam.capture(floating.program)]
         quantised = self._quantised(task, floating.program, opened[-1], verdicts)

@@ -25,14 +25,25 @@ TOKENIZER_FILES = (
 
 
 def add_generation_files(artifact: Artifact, source: Source, program: Program) -> None:
-    """Write them into the folder of an ONNX artifact; artifacts of other kinds are left alone."""
-    if not artifact.entry.endswith(".onnx"):
+    """Write them into the folder of an ONNX artifact; of an ExecuTorch one, whose runner asks the program for the
+    rest, the tokenizer alone. Artifacts of other kinds are left alone."""
+    if not artifact.entry.endswith((".onnx", ".pte")):
         return
     for name in TOKENIZER_FILES:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, artifact.folder / name)
+    if artifact.entry.endswith(".pte"):
+        return
     config = genai_config(artifact, source.config, program)
     (artifact.folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def special_tokens(config: Any) -> dict[str, tuple[int, ...]]:
+    """"bos_token_id" and "eos_token_ids", as far as the config names them."""
+    keys = {"bos_token_id": "bos_token_id", "eos_token_ids": "eos_token_id"}
+    named = {name: getattr(config, key, None) for name, key in keys.items()}
+    given = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in named.items()}
+    return {name: value for name, value in given.items() if value and all(isinstance(v, int) for v in value)}
 
 
 def genai_config(artifact: Artifact, config: Any, program: Program) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class RecipeSpec:
         token_agreement: smallest share of equal most probable next tokens that passes (0..1).
         keeps: weights stay as the checkpoint has quantised them.
         exact: `divergence` for kernels that do not round activations; None = the same.
+        bits: average bits of an encoder's weights, scales included, unless the request says otherwise; those that
+            rounding hurts most have 8.
     """
 
     name: str
@@ -38,6 +40,7 @@ class RecipeSpec:
     token_agreement: float
     keeps: bool = False
     exact: float | None = None
+    bits: float | None = None
 
     def weights(self, metric: str) -> WeightFormat | None:
         """Format of quantised weights of a task with this metric (`Task.metric`)."""
@@ -49,7 +52,6 @@ class RecipeSpec:
         return Recipe(self.name, self.format.bits if self.format else 0)
 
 
-_GROUPS = WeightFormat(4, 64, symmetric=False)
 RECIPES: Mapping[str, RecipeSpec] = {
     r.name: r
     for r in (
@@ -66,13 +68,14 @@ RECIPES: Mapping[str, RecipeSpec] = {
         ),
         RecipeSpec(
             "int4",
-            "4-bit weights in groups of 64 with zero points; linears, embeddings",
-            _GROUPS,
-            _GROUPS,
-            0.8,
+            "4-bit weights in groups of 64 with zero points (encoders: 8 bits where 4 hurt most); linears, embeddings",
+            WeightFormat(4, 32, symmetric=False),
+            WeightFormat(4, 64, symmetric=False),
+            0.9,
             0.5,
             0.6,
             0.5,
+            bits=6.3,
         ),
         RecipeSpec(
             "keep",

@@ -12,6 +12,7 @@ from math import prod
 
 from planish_targets.contract import Artifact, Placed, Placement
 from planish_targets.coreml import mil
+from planish_targets.coreml.work import work
 
 SOURCE = "no statement: Core ML decides on the device (MLComputePlan on a Mac shows it)"
 LARGEST = 16384  # elements of one dimension
@@ -57,12 +58,14 @@ class Rule:
         text: the statement, short.
         source: where it is written.
         find: what in a package it speaks about; an empty list means that nothing does.
+        leaves: it says that these operations are computed elsewhere.
     """
 
     grade: str
     text: str
     source: str
     find: Callable[[View], Sequence[str]]
+    leaves: bool = False
 
 
 def _rank(operation: mil.MilOperation) -> int:
@@ -121,6 +124,11 @@ def _tables(view: View) -> list[str]:
     return [n for n, w in view.weights.items() if w.lut is not None and w.dtype == "uint4"]
 
 
+def _new_in_18(view: View) -> list[str]:
+    grouped = {n for n, w in view.weights.items() if w.lut is not None and w.lut.dim() > 1}
+    return [n for n, w in view.weights.items() if n in grouped or w.op_type == "constexpr_blockwise_shift_scale"]
+
+
 def _flat_hardswish(view: View) -> list[str]:
     flat = [o.output for o in view.operations if o.type in ("linear", "matmul") and _rank(o) == 2]
     return flat if view.named("sigmoid_hard", "hard_swish") else []
@@ -137,12 +145,15 @@ RULES: tuple[Rule, ...] = (
         "machinelearning.apple.com/research/neural-engine-transformers",
         _linears,
     ),
-    Rule("C", f"dimensions above {LARGEST} leave the Neural Engine", "github.com/ncdrone/rustane/issues/13", _wide),
+    Rule(
+        "C", f"dimensions above {LARGEST} leave the Neural Engine", "github.com/ncdrone/rustane/issues/13", _wide, True
+    ),
     Rule(
         "C",
         "an fp32 operation breaks residency on the Neural Engine",
         "github.com/john-rocky/coreai-model-zoo/pull/36",
         _float32,
+        True,
     ),
     Rule(
         "C",
@@ -150,13 +161,16 @@ RULES: tuple[Rule, ...] = (
         "github.com/vx-lang/Vx/issues/437",
         _small_sdpa,
     ),
-    Rule("C", "flexible input shapes lose the Neural Engine", "github.com/apple/coremltools/issues/1764", _flexible),
-    Rule("C", "topk and what moves its indices run on the CPU", "github.com/roboflow/rf-detr/pull/1495", _topk),
+    Rule(
+        "C", "flexible input shapes lose the Neural Engine", "github.com/apple/coremltools/issues/1764", _flexible, True
+    ),
+    Rule("C", "topk and what moves its indices run on the CPU", "github.com/roboflow/rf-detr/pull/1495", _topk, True),
     Rule(
         "C",
         "gather and recurrent layers are not on the Neural Engine (2020 format, partly guesses)",
         "github.com/hollance/neural-engine",
         lambda view: view.named("gather", "gather_nd", "gather_along_axis", "lstm", "gru", "rnn"),
+        True,
     ),
     Rule(
         "C",
@@ -173,15 +187,15 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "C",
-        "4-bit tables for groups of 32 channels stay on the Neural Engine",
+        "4-bit tables for groups of 32 channels stay on the Neural Engine; of other groups the source does not speak",
         "alvaro-videla.com/ane-book/journal/112-int4-palettize-l0-ffn-probe-all-gates-pass.html",
         _tables,
     ),
     Rule(
         "S",
-        "blockwise and int4 weights need iOS 18 or macOS 15",
+        "blockwise and int4 weights, and tables for groups of channels, need iOS 18 or macOS 15",
         "apple.github.io/coremltools/docs-guides/source/opt-whats-new.html",
-        lambda view: [n for n, w in view.weights.items() if w.op_type == "constexpr_blockwise_shift_scale"],
+        _new_in_18,
     ),
     Rule(
         "C",
@@ -205,26 +219,55 @@ RULES: tuple[Rule, ...] = (
 
 
 def placement(artifact: Artifact) -> Placement:
-    """Every operation with where = "unknown", and one line of advice for each rule."""
-    view = View.of(mil.load(artifact.path))
+    """Every operation of every function with where = "unknown"; for each rule, and for the work, one line of advice."""
+    names = mil.functions(artifact.path)
+    views = {name: View.of(mil.load(artifact.path, name)) for name in names}
     given = artifact.options.get("modules", {})
     modules: Mapping[str, str] = given if isinstance(given, Mapping) else {}
     nodes = tuple(
-        Placed(o.output, o.type, "unknown", "Core ML", "decided on the device", source_module(o, modules))
+        Placed(
+            o.output if len(names) == 1 else f"{name}/{o.output}",
+            o.type,
+            "unknown",
+            "Core ML",
+            "decided on the device",
+            source_module(o, modules),
+        )
+        for name, view in views.items()
         for o in view.operations
     )
-    return Placement(SOURCE, nodes, advice=advise(view))
+    return Placement(SOURCE, nodes, advice=advise(views))
 
 
-def advise(view: View) -> tuple[str, ...]:
-    """Each rule with what it speaks about in this package."""
-    return tuple(_line(rule, rule.find(view)) for rule in RULES)
+def advise(views: Mapping[str, View]) -> tuple[str, ...]:
+    """Each rule with what it speaks about in the functions of a package, and the share of work that none sends away."""
+    return (
+        *(_line(rule, views) for rule in RULES),
+        *(_work(name, view, len(views) > 1) for name, view in views.items()),
+    )
 
 
-def _line(rule: Rule, found: Sequence[str]) -> str:
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    about = f"concerns {', '.join(found[:_SHOWN])}{more}" if found else "concerns nothing here"
+def _line(rule: Rule, views: Mapping[str, View]) -> str:
+    found = {name: rule.find(view) for name, view in views.items()}
+    told = [(f"in {name} " if len(views) > 1 else "") + _named(names) for name, names in found.items() if names]
+    about = f"concerns {'; '.join(told)}" if told else "concerns nothing here"
     return f"[{rule.grade}] {rule.text}: {about} ({rule.source}; not verified on hardware)"
+
+
+def _named(found: Sequence[str]) -> str:
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{', '.join(found[:_SHOWN])}{more}"
+
+
+def _work(name: str, view: View, several: bool) -> str:
+    spoken = {found.partition(" ")[0] for rule in RULES if rule.leaves for found in rule.find(view)}
+    total, left = work(view.operations, view.constants, spoken, bool(_flexible(view)))
+    share = f"{100 * left / total:.1f} %" if total else "none"
+    where = f" of {name}" if several else ""
+    return (
+        f"[estimate] {share} of the {total / 1e6:.6g} million floating-point operations{where} are in operations that "
+        "none of these rules sends elsewhere (from declared shapes; it says nothing about placement)"
+    )
 
 
 def source_module(operation: mil.MilOperation, modules: Mapping[str, str]) -> str:

@@ -25,13 +25,14 @@ _KINDS = {
 }
 
 
-def read(package: Path, modules: Mapping[str, str]) -> tuple[Attribute, ...]:
-    """Epsilons of the main function.
+def read(package: Path, modules: Mapping[str, str], function: str | None = None) -> tuple[Attribute, ...]:
+    """Epsilons of one function.
 
     Args:
+        function: its name; None takes the only or the default one.
         modules: name of an FX node, with which MIL names start -> source module.
     """
-    operations = list(read_function(package, None).block.walk())
+    operations = list(read_function(package, function).block.walk())
     constants = {op.output: op.inputs["val"][0] for op in operations if op.type == "const"}
 
     def number(key: Any) -> Number | None:

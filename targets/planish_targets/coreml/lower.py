@@ -17,10 +17,11 @@ from planish_passes.infra import run_passes
 from planish_passes.program import Port, Program, module_path
 from planish_passes.specialise import Specialise
 from planish_targets.coreml import sdk
-from planish_targets.coreml.audit import audited, large_values
+from planish_targets.coreml.audit import audited, indices, large_values
 from planish_targets.coreml.emit import Emitter, State
 from planish_targets.coreml.emit.emitter import mil_type
-from planish_targets.coreml.emit.naming import safe_name
+from planish_targets.coreml.emit.naming import COMPRESSED, safe_name
+from planish_targets.coreml.positions import cut_to_context
 
 # coremltools' standard passes that are left out, each with its reason
 SKIPPED = frozenset(
@@ -35,6 +36,8 @@ SKIPPED = frozenset(
 REPLACED = {"common::add_fp16_cast": sdk.NARROW}
 
 
+NARROWED = "_cast_fp16"  # what coremltools' fp16 pass adds to names
+_SHOWN = ("linear", "matmul", "conv", "gather")
 # Names of the functions of a language model's package; both share states and weights
 DECODE, PREFILL = "decode", "prefill"
 
@@ -47,11 +50,13 @@ class Written:
         weights: MIL name -> weight name of every quantised weight.
         notes: for people.
         functions: function of the package -> tokens that one call takes; empty when there is only "main".
+        values: MIL name -> node whose result it is, where the passes left it in one piece; empty with functions.
     """
 
     weights: dict[str, str]
     notes: tuple[str, ...]
     functions: dict[str, int] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
 
 
 def lower(program: Program, package: Path, chunks: Sequence[int] = ()) -> Written:
@@ -68,12 +73,14 @@ def lower(program: Program, package: Path, chunks: Sequence[int] = ()) -> Writte
     kit = sdk.load()
     with sdk.quiet(), torch.no_grad():
         mil_program, arrays = kit.mil.Program(), dict[str, Any]()
+        program = cut_to_context(program)
         functions = _functions(program, chunks)
         large = large_values(program)
         emitters = []
         for name, fixed in functions.items():
             shared = frozenset(program.weights) if len(functions) > 1 else frozenset()
-            emitters.append(Emitter(fixed, kit, arrays=arrays, shared=shared, large=frozenset(large)))
+            wide = frozenset(large) | indices(fixed)
+            emitters.append(Emitter(fixed, kit, arrays=arrays, shared=shared, large=wide))
             mil_program.add_function(name, _build(fixed, emitters[-1], kit))
         if len(functions) > 1:
             mil_program.default_function_name = DECODE
@@ -82,7 +89,8 @@ def lower(program: Program, package: Path, chunks: Sequence[int] = ()) -> Writte
     notes = dict.fromkeys(note for e in emitters for note in e.notes)
     sizes = {name: _tokens(fixed) for name, fixed in functions.items()} if program.states else {}
     found = _found(mil_program, emitters[0].quantized)
-    return Written(found, (*notes, *audited(program, large)), sizes)
+    values = {} if program.states else _values(mil_program, program)
+    return Written(found, (*notes, *audited(program, large)), sizes, values)
 
 
 def _functions(program: Program, chunks: Sequence[int]) -> dict[str, Program]:
@@ -201,9 +209,9 @@ def _found(mil_program: Any, quantized: dict[str, str]) -> dict[str, str]:
     for function in mil_program.functions.values():
         found = {}
         for op in function.operations:
-            if op.op_type == "constexpr_blockwise_shift_scale":
+            if op.op_type in COMPRESSED:
                 name = op.outputs[0].name
-                weight = sanitised.get(name.removesuffix("_cast_fp16"))
+                weight = sanitised.get(name.removesuffix(NARROWED))
                 if weight is not None:
                     found[name] = weight
         by_function.append(found)
@@ -215,6 +223,24 @@ def _found(mil_program: Any, quantized: dict[str, str]) -> dict[str, str]:
             "a coremltools pass rewrote them; report coremltools' version",
         )
     return by_function[0]
+
+
+def _values(mil_program: Any, program: Program) -> dict[str, str]:
+    """Which values of the package are results of nodes: those of the name and the shape that their emitter gave."""
+    # Norms have an fp16 epsilon (see attributes.py); through the rest, transposes may have moved.
+    shapes = {
+        safe_name(f"{n.name}__"): (n.name, tuple(n.meta["val"].shape))
+        for n in program.graph.nodes
+        if n.op == "call_function" and isinstance(n.meta.get("val"), torch.Tensor)
+    }
+    found = {}
+    for op in mil_program.functions["main"].operations:
+        for var in op.outputs:
+            owner, _, operation = var.name.removesuffix(NARROWED).rpartition("__")
+            name, shape = shapes.get(f"{owner}__", ("", ()))
+            if name and operation == op.op_type and tuple(var.shape) == shape and operation in _SHOWN:
+                found[var.name] = name
+    return found
 
 
 def modules(program: Program) -> dict[str, str]:

@@ -27,14 +27,15 @@ def load(call: Call) -> Model:
     functions = chunks_of(call.options)
     programs = {name: mil.load(call.path, name or None, decoded) for name in functions or {"": 0}}
     states: dict[str, Tensor] = {}
-    named = _program_names(call.options)
+    named, values = _program_names(call.options), call.options.get("values", {})
+    assert isinstance(values, Mapping)
 
     def one(function: str, feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         program, shown = programs[function], dict[str, Tensor]()
 
         def tap(name: str, value: Tensor) -> None:
-            if name in call.taps:
-                shown[name] = value
+            if values.get(name) in call.taps:
+                shown[values[name]] = value
 
         given = {port.name: feed[named.get(port.name, port.name)] for port in program.inputs}
         made = program.run(given, precision, tap if call.taps else None, states)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from planish_targets.contract import (
 )
 
 _PACKAGE = "model.mlpackage"
-_KEEPS = "attention linear_q embedding_q cache_write resident_attention causal_mask rope rms_norm gated"
+_KEEPS = "attention linear_q embedding_q linear_lut cache_write resident_attention causal_mask rope rms_norm gated"
 _CAPABILITIES = Capabilities(
     keeps=frozenset(f"planish.{name}" for name in _KEEPS.split()),
     bits=frozenset({4, 8}),
@@ -67,6 +67,7 @@ class CoreMLTarget:
             "precision": "fp32",
             "weights": written.weights,
             "modules": modules(program),
+            "values": written.values,
         }
         if states:
             options["context"] = next(p.shape[2] for p in program.inputs if p.name in states)
@@ -99,12 +100,16 @@ class CoreMLTarget:
         return read_weights(artifact)
 
     def read_attributes(self, artifact: Artifact) -> Mapping[str, Sequence[Attribute]]:
-        """Epsilons of the saved package."""
+        """Epsilons of the saved package, of each of its functions."""
+        from planish_targets.coreml import mil
         from planish_targets.coreml.attributes import read
 
         modules = artifact.options.get("modules", {})
         assert isinstance(modules, Mapping)
-        return {artifact.entry: read(artifact.path, modules)}
+        names = mil.functions(artifact.path)
+        if len(names) == 1:
+            return {artifact.entry: read(artifact.path, modules)}
+        return {f"{artifact.entry}, function {n}": read(artifact.path, modules, n) for n in names}
 
     def inspect(self, path: Path) -> Mapping[str, object] | None:
         """Operations, dtypes and ports of a .mlpackage."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from planish_passes.errors import PlanishError
+from planish_passes.palette import Palette
 from planish_passes.weights import QuantizedTensor, WeightFormat
 from planish_targets.contract import Artifact
 from planish_targets.coreml import mil
@@ -20,13 +21,36 @@ def read_weights(artifact: Artifact) -> dict[str, QuantizedTensor]:
     Raises:
         PlanishError: the package is damaged, or lacks a weight that lowering wrote.
     """
+    return {name: _quantized(blob) for name, blob in _stored(artifact).items() if blob.lut is None}
+
+
+def read_palettes(artifact: Artifact) -> dict[str, Palette]:
+    """Indices and tables from the package's files, by weight name.
+
+    Raises:
+        PlanishError: the package is damaged, or lacks a weight that lowering wrote.
+    """
+    found = {name: blob for name, blob in _stored(artifact).items() if blob.lut is not None}
+    return {name: _palette(blob, str(artifact.path)) for name, blob in found.items()}
+
+
+def _palette(blob: mil.QuantizedBlob, where: str) -> Palette:
+    assert blob.lut is not None
+    groups, across, entries, width = blob.lut.shape
+    if (across, width) != (1, 1):
+        what = f"tables of {blob.name} are not for groups of rows: {list(blob.lut.shape)}"
+        raise PlanishError(what, where, "compile the model again")
+    return Palette(blob.data, blob.lut.to(torch.float32).view(groups, entries))
+
+
+def _stored(artifact: Artifact) -> dict[str, mil.QuantizedBlob]:
     names = artifact.options.get("weights", {})
     assert isinstance(names, Mapping)
     stored = mil.load(artifact.path).quantized_weights()
     missing = sorted(set(names) - set(stored))
     if missing:
         raise PlanishError(f"no quantised weight {', '.join(missing)}", str(artifact.path), "compile the model again")
-    return {str(weight): _quantized(stored[name]) for name, weight in names.items()}
+    return {str(weight): stored[name] for name, weight in names.items()}
 
 
 def _quantized(blob: mil.QuantizedBlob) -> QuantizedTensor:

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from planish_passes.errors import PlanishError
 from planish_passes.program import Port, Program, module_path, op_name
-from planish_targets.executorch.lean import lean
+from planish_targets.executorch.lean import decomposed, lean
 from planish_targets.executorch.partition import partitioner
 from planish_targets.executorch.quiet import quiet
 from planish_targets.executorch.states import KEPT, Cache, inside, settled
@@ -78,9 +78,10 @@ def _lower(exported: ExportedProgram, program: Program, facts: Mapping[str, obje
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     try:
+        xnnpack = partitioner()
         edge = to_edge_transform_and_lower(
-            exported,
-            partitioner=[partitioner()],
+            decomposed(exported, xnnpack.ops_to_not_decompose(exported)[0]),
+            partitioner=[xnnpack],
             constant_methods=dict(facts) or None,
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
         )

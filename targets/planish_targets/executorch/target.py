@@ -195,6 +195,8 @@ def _facts(program: Program) -> dict[str, object]:
         "use_kv_cache": True,
         "use_sdpa_with_kv_cache": program.count()["planish.resident_attention"] > 0,
         "enable_dynamic_shape": "sequence" in program.axes,
+        **{f"get_{name.replace('_token_', '_')}": list(ids) for name, ids in program.facts.items() if "eos" in name},
+        **{f"get_{name.replace('_token_', '_')}": ids[0] for name, ids in program.facts.items() if "bos" in name},
     }
 
 

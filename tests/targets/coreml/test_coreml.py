@@ -274,9 +274,12 @@ def test_placement_claims_nothing_and_knows_the_modules(int8: Lowered) -> None:
 
 def test_each_rule_gives_one_line_with_its_grade(int8: Lowered) -> None:
     advice = TARGET.placement(int8.artifact).advice
-    assert len(advice) == len(RULES)
-    assert all(line.startswith(("[S] ", "[C] ")) for line in advice)
-    about = {rule.source: line for rule, line in zip(RULES, advice, strict=True)}
+    *lines, share = advice
+    assert len(lines) == len(RULES)
+    assert all(line.startswith(("[S] ", "[C] ")) for line in lines)
+    assert share.startswith("[estimate] 100.0 % of the ")
+    assert "says nothing about placement" in share
+    about = {rule.source: line for rule, line in zip(RULES, lines, strict=True)}
     assert "concerns embedding_q_default" in about["github.com/hollance/neural-engine"]
     assert "concerns nothing here" in about["github.com/apple/coremltools/issues/1764"]
 
@@ -293,6 +296,21 @@ def test_wide_tables_and_fp32_operations_are_advised(tmp_path: Path) -> None:
     made = lowered(exported(Wide(), {"ids": torch.tensor([[1, 2]])}), FLOAT, tmp_path)
     lines = TARGET.placement(made.artifact).advice
     assert any("dimensions above 16384" in line and "[20000, 2]" in line for line in lines)
+    assert lines[-1].startswith("[estimate] 0.0 % of the ")
+
+
+def test_the_work_of_a_linear_and_a_convolution_is_counted(tmp_path: Path) -> None:
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(4, 8, 3, padding=1), nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return (self.linear(self.conv(x)),)
+
+    made = lowered(exported(Layers(), {"x": torch.zeros(1, 4, 16, 16)}), FLOAT, tmp_path)
+    flops = 2 * 8 * 16 * 16 * 4 * 9 + 2 * 8 * 16 * 10 * 16
+    assert f" of the {flops / 1e6:.6g} million " in TARGET.placement(made.artifact).advice[-1]
 
 
 def test_lowering_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,23 @@ def test_prompt_part_and_tokens_compute_what_growing_caches_do(llama: Lowered) -
     assert error(told(llama.model(precision="fp16"), tokens, CUTS), truth) < 2e-2
 
 
+def test_tables_of_positions_end_with_the_caches(llama: Lowered) -> None:
+    every = mil.load(llama.artifact.path, "decode").operations(constants=True)
+    shapes = [o.shape for op in every if op.type == "const" for o in op.outputs if "_table_of_" in o.name]
+    assert len(shapes) == 2
+    assert {shape[0] for shape in shapes if shape} == {CONTEXT}
+
+
+def test_advice_speaks_of_both_functions(llama: Lowered) -> None:
+    placed = TARGET.placement(llama.artifact)
+    assert {n.node.partition("/")[0] for n in placed.nodes} == {"decode", "prefill"}
+    gathered = next(line for line in placed.advice if "gather and recurrent" in line)
+    assert "in decode " in gathered
+    assert "in prefill " in gathered
+    shares = [line for line in placed.advice if line.startswith("[estimate] ")]
+    assert [("of decode" in line, "of prefill" in line) for line in shares] == [(True, False), (False, True)]
+
+
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "gptj", "gpt_oss", "falcon"])
 def test_other_families(family: str, tmp_path: Path) -> None:
     made, tokens = lowered(family, tmp_path), prompt(batch=1)

@@ -93,8 +93,9 @@ def _outputs(package: Package) -> bool:
 
 
 def _epsilons(package: Package) -> bool:
-    attributes = TARGET.read_attributes(package.artifact)["model.mlpackage"]
-    return len(attributes) == 5 and all(abs(a.value / EPSILON - 1) < 1e-3 for a in attributes)
+    stated = TARGET.read_attributes(package.artifact)
+    assert set(stated) == {f"model.mlpackage, function {name}" for name in ("decode", "prefill")}
+    return all(len(found) == 5 and all(abs(a.value / EPSILON - 1) < 1e-3 for a in found) for found in stated.values())
 
 
 CHECKS: dict[str, Callable[[Package], bool]] = {"weights": _weights, "outputs": _outputs, "epsilons": _epsilons}
@@ -180,9 +181,9 @@ def forget_a_write(function: str) -> Callable[[Package], None]:
     return lambda package: package.edit(change)
 
 
-def change_an_epsilon(package: Package) -> None:
-    def change(_: str, block: Any) -> None:
-        for operation in block.operations:
+def change_an_epsilon(function: str) -> Callable[[Package], None]:
+    def change(name: str, block: Any) -> None:
+        for operation in block.operations if name == function else ():
             values = (
                 operation.attributes["val"].immediateValue.tensor.floats.values if operation.type == "const" else ()
             )
@@ -190,7 +191,7 @@ def change_an_epsilon(package: Package) -> None:
                 values[0] = 1e-5
                 return
 
-    package.edit(change)
+    return lambda package: package.edit(change)
 
 
 FAULTS: dict[str, tuple[Callable[[Package], None], set[str]]] = {
@@ -201,7 +202,8 @@ FAULTS: dict[str, tuple[Callable[[Package], None], set[str]]] = {
     "wrong permutation": (leave_axes_in_place, {"outputs"}),
     "state not written by decode": (forget_a_write("decode"), {"outputs"}),
     "state not written by prefill": (forget_a_write("prefill"), {"outputs"}),
-    "another epsilon": (change_an_epsilon, {"epsilons"}),
+    "another epsilon in decode": (change_an_epsilon("decode"), {"epsilons"}),
+    "another epsilon in prefill": (change_an_epsilon("prefill"), {"epsilons"}),
 }
 
 

@@ -78,7 +78,8 @@ def test_flags_reach_the_request(run: Any, build: Any) -> None:
     flags = "-o out --task fill-mask --revision main --sequence-length 64 --dynamic --trust-remote-code --keep-failed"
     run("compile", "m", "-t", "coreml", *flags.split(), "--threads", 2, "--timeout", 9.5, "--gate", "cosine=0.9",
         "--gate", "placement=0.5", "--runner", "coreml=ssh mac planish-run --x=1", "-r", "int8",
-        "--group", 32, "--symmetric", "--rounding", "search", "--logits", "all", "--no-verify")  # fmt: skip
+        "--group", 32, "--symmetric", "--rounding", "search", "--logits", "all", "--no-verify", "--bits", 4.5,
+        "--max-size", "90MB", "--context", 512, "--activations", "none")  # fmt: skip
     request = build.requests[0]
     assert request.model_dump(exclude={"gates", "output"}) == {
         "model": "m",
@@ -87,6 +88,10 @@ def test_flags_reach_the_request(run: Any, build: Any) -> None:
         "group": 32,
         "symmetric": True,
         "rounding": "search",
+        "activations": "none",
+        "bits": 4.5,
+        "max_size": 90_000_000,
+        "context": 512,
         "logits": "all",
         "verify": False,
         "task": "fill-mask",

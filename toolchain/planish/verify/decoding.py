@@ -120,8 +120,9 @@ class DecoderExam:
     ) -> tuple[Verdict, ...]:
         """The artifact fed with its own cache, and at a late position; see `check_decoding`."""
         alone = bind(yardstick, self.given)
+        story = self.story[:, : artifact.context or None]
         late = late_case(alone, int(self.story[0, -1]), artifact.context)
-        return (check_decoding(target, artifact, alone, self.story, late, execution, compute, self.given),)
+        return (check_decoding(target, artifact, alone, story, late, execution, compute, self.given),)
 
 
 def opening(task: Task, source: Source, program: Program, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -225,7 +226,8 @@ def noise(program: Program, tokens: Tensor, compute: torch.dtype) -> tuple[float
     losses = [float(divergence(truth, o).mean()) for o in others]
     errors = [relative_error(truth, o.float()) for o in others]
     flips = FLIP_NOISE if any(rounds(n) for n in program.graph.nodes) else 0.0
-    return max(KL_FLOOR, *losses), max(FLOORS[compute], flips, *errors)
+    # Logits that move by a small d have a divergence of about d * d / 2.
+    return max(KL_FLOOR, flips**2 / 2, *losses), max(FLOORS[compute], flips, *errors)
 
 
 def check_decoding(

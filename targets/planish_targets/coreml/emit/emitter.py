@@ -166,6 +166,26 @@ class Emitter:
             self.quantized[name] = name
         return self._weights[name]
 
+    def looked_up(self, name: str, indices: str, tables: str) -> Var:
+        """A weight as tables and indices into them, behind a constexpr operation.
+
+        Args:
+            name: weight name, without suffix.
+            indices: name of the indices [N, K].
+            tables: name of the tables [G, E]; G divides N, E is 2, 4, 16, 64 or 256.
+        """
+        if name not in self._weights:
+            found = self._array(tables, lambda t, _: t.to(torch.float32).numpy())
+            bits = int(found.shape[1]).bit_length() - 1
+            element = getattr(self.types, f"np_uint{bits}_dtype") if bits < 8 else np.uint8
+            self._weights[name] = self.mb.constexpr_lut_to_dense(
+                indices=self._array(indices, lambda t, _: t.numpy().astype(element)),
+                lut=found.reshape(found.shape[0], 1, found.shape[1], 1),
+                name=name,
+            )
+            self.quantized[name] = name
+        return self._weights[name]
+
     def _integers(self, tensor: torch.Tensor, bits: int) -> Array:
         if bits not in (4, 8):
             raise ValueError(f"blockwise weights have 4 or 8 bits, not {bits}")
@@ -241,6 +261,8 @@ class Emitter:
         converted = self._sdk.torch_nodes.InternalTorchIRNode.from_exir_node(plain)
         self._sdk.torch_ops.convert_single_node(self._table, converted)
         result = self._table[name]
+        if self.mb.wide:
+            self.mb.keep(result, [self._table[source.name] for source in node.all_input_nodes])
         self.bind(node, result if isinstance(result, (tuple, list)) else self.cast(result, dtype_of(node)))
 
     def _tame(self, argument: Any) -> Any:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 Var = Any  # a MIL value of coremltools' builder
+# Operations that make a dense weight of what the file holds
+COMPRESSED = ("constexpr_blockwise_shift_scale", "constexpr_lut_to_dense")
 
 
 def safe_name(name: str) -> str:
@@ -33,6 +35,17 @@ class Naming:
     def start(self, owner: str) -> None:
         """Operations from here on belong to this FX node."""
         self.owner, self._count = owner, 0
+
+    def keep(self, result: Any, given: list[Any]) -> None:
+        """What was made from `given` by others (a converter of coremltools), up to `result`, stays fp32 too."""
+        known, pending = {id(var) for var in given}, [result]
+        while pending:
+            var = pending.pop()
+            if isinstance(var, (tuple, list)):
+                pending += var
+            elif var is not None and id(var) not in known and var.op is not None and var.op.name not in self.kept:
+                self.kept.add(var.op.name)
+                pending += var.op.inputs.values()
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
         build = getattr(self._builder, operation)

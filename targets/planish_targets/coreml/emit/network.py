@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from planish_passes.palette import INDICES
 from planish_passes.program import op_name
 from planish_passes.quantise import VALUES
 from planish_targets.coreml.emit.emitter import Emitter, arguments, emits, shape_of
-from planish_targets.coreml.emit.naming import Var
+from planish_targets.coreml.emit.naming import COMPRESSED, Var
 from planish_targets.coreml.sdk import HALF_MAX
 
 _PARTS = ("weight", "scales", "zero_points")
@@ -40,6 +41,15 @@ def linear_q(e: Emitter, node: fx.Node) -> Var:
     return _linear(e, node, e.value(given["x"]), quantized_weight(e, given), given["bias"])
 
 
+@emits("planish.linear_lut")
+def linear_lut(e: Emitter, node: fx.Node) -> Var:
+    """A linear whose weight is looked up in tables."""
+    given = arguments(node)
+    indices, tables = e.weight_name(given["indices"]), e.weight_name(given["tables"])
+    weight = e.looked_up(indices.removesuffix(INDICES), indices, tables)
+    return _linear(e, node, e.value(given["x"]), weight, given["bias"])
+
+
 def quantized_weight(e: Emitter, given: Mapping[str, Any]) -> Var:
     """The decompressing operation of a quantised weight, one for all its uses.
 
@@ -53,7 +63,7 @@ def quantized_weight(e: Emitter, given: Mapping[str, Any]) -> Var:
 
 
 def _linear(e: Emitter, node: fx.Node, x: Var, weight: Var, bias: fx.Node | None) -> Var:
-    constant = weight.op is not None and weight.op.op_type in ("const", "constexpr_blockwise_shift_scale")
+    constant = weight.op is not None and weight.op.op_type in ("const", *COMPRESSED)
     offset = None if bias is None else e.value(bias)
     if constant and (offset is None or offset.val is not None):
         return e.mb.linear(x=x, weight=weight, name=node.name, **({} if offset is None else {"bias": offset}))
