@@ -78,6 +78,9 @@ def _needs_precision(pair: tuple[fx.Node, fx.Node]) -> bool:
     return op_name(reader) in _NONLINEAR or (op_name(reader) == "planish.attention" and reader.args[2] is read)
 
 
+_SCALED = {"planish.attention": 6, "planish.cached_attention": 8}  # operator -> which argument is its scale
+
+
 @dataclass(frozen=True)
 class RoundWeights:
     """Floating weights, constants and attention scales are rounded to `dtype` (weights stay float32 tensors).
@@ -103,7 +106,8 @@ class RoundWeights:
                 store = store.derive(name, (name,), rounded, spec, by_rows=True)
                 changed += 1
         for node in program.graph.nodes:
-            if node.op == "call_function" and op_name(node) == "planish.attention":
-                node.args = (*node.args[:6], float(torch.tensor(node.args[6]).to(self.dtype)), *node.args[7:])
+            at = _SCALED.get(op_name(node)) if node.op == "call_function" else None
+            if at is not None:
+                node.update_arg(at, float(torch.tensor(node.args[at]).to(self.dtype)))
         program.exported.graph_module.recompile()
         return PassResult(replace(program, weights=store), changed)

@@ -22,6 +22,7 @@ from planish_passes.infra import Pass
 from planish_passes.last_token import LastToken
 from planish_passes.numerics import RoundActivations, RoundWeights
 from planish_passes.pack_linears import PackLinears
+from planish_passes.palette import Palettise
 from planish_passes.quantise import Quantise, Rounder
 from planish_passes.ranges import AnnotateRanges, Range
 from planish_passes.resident import Resident
@@ -62,6 +63,11 @@ def quantise(
         Quantise(format, formats or {}, rounder),  # after fusion, so that weights are seen where they are used
         AssertExpected(),  # quantised forms count as what they replace
     )
+
+
+def palettise(group: int, leaves: frozenset[str]) -> tuple[Pass, ...]:
+    """Before quantisation, which takes what this leaves: linears as indices into tables for `group` channels."""
+    return (Palettise(group, leaves=leaves),)
 
 
 def yardstick(weights: torch.dtype, activations: str) -> tuple[Pass, ...]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from planish_passes.infra import Pass
+from planish_passes.palette import Palette
 from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
 
@@ -262,4 +263,13 @@ class Target(Protocol):
     def inspect(self, path: Path) -> Mapping[str, object] | None:
         """Describe a bare artifact file: {"format", "ops": {type: count}, "dtypes": {dtype: bytes},
         "inputs": [...], "outputs": [...], "bytes": n}; None when the file is not of this target's kind."""
+        ...
+
+
+@runtime_checkable
+class ReadsPalettes(Protocol):
+    """A target that stores weights as indices into tables (`planish.linear_lut`)."""
+
+    def read_palettes(self, artifact: Artifact) -> Mapping[str, Palette]:
+        """Indices and tables, read back from the written files, by program weight name (without suffix)."""
         ...

@@ -158,7 +158,7 @@ def test_features_of_a_checkpoint_without_pooler(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "what", "hint"),
     [
-        ("automatic-speech-recognition", "recognition is not supported yet", "supported: feature-extraction"),
+        ("object-detection", "detection is not supported yet", "supported: feature-extraction"),
         ("fill-mazk", "There is no task fill-mazk", "did you mean fill-mask?"),
         ("image-classification", "no bert for image-classification", "tasks that it has: feature-extraction"),
     ],

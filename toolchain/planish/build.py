@@ -19,7 +19,7 @@ from planish.generation_files import special_tokens
 from planish.keeping import check_kept, keep, stored_formats
 from planish.keeping import demand as demand_blocks
 from planish.lower import Shared, lower, source_length
-from planish.quantising import checked, quantise, rounding, weight_format
+from planish.quantising import checked, palettise, quantise, rounding, weight_format
 from planish.recipes import RecipeSpec, find_recipe
 from planish.request import Request
 from planish.requirements import demand
@@ -32,6 +32,7 @@ from planish.verify.exam import EncoderExam, Exam, NoExam
 from planish.verify.weights import check_program_weights
 from planish_passes import pipeline
 from planish_passes.infra import Outcome, run_passes
+from planish_passes.palette import INDICES, TABLES
 from planish_passes.program import Program
 from planish_passes.quantise import MINIMA, SCALES, VALUES, ZEROS, widths
 from planish_passes.weights import WeightStore
@@ -169,11 +170,13 @@ class _Job:
             return Outcome(program)
         how = rounding(self.request, format, task, self.count)
         formats = budget.formats(program, format, self.request, task, self.source, self.progress)
-        folder = self.workdir / "quantised" / task.entry
-        outcome = quantise(program, format, how, self.source, folder, self.progress, formats)
+        folder, before = self.workdir / "quantised" / task.entry, Outcome(program)
+        if self.recipe.palette:
+            before = palettise(program, self.recipe.palette, folder / "palettes")
+        outcome = quantise(before.program, format, how, self.source, folder, self.progress, formats)
         if self.request.verify:
             verdicts.append(check_program_weights(outcome.program, program.weights, how == "nearest"))
-        return outcome
+        return Outcome(outcome.program, (*before.steps, *outcome.steps))
 
     def _exam(self, task: Task, program: Program) -> Exam:
         if not self.request.verify:
@@ -218,8 +221,19 @@ def _bytes(before: Program, after: Program) -> tuple[TensorBytes, ...]:
     for name in before.weights:
         spec = before.weights.spec(name)
         kept = TensorBytes(name, spec.nbytes, spec.nbytes, str(spec.dtype).removeprefix("torch."))
-        rows.append(_quantised_bytes(after, name, bits[name], spec.nbytes) if name in bits else kept)
+        if name in bits:
+            kept = _quantised_bytes(after, name, bits[name], spec.nbytes)
+        elif name + INDICES in after.weights:
+            kept = _palette_bytes(after, name, spec.nbytes)
+        rows.append(kept)
     return tuple(rows)
+
+
+def _palette_bytes(program: Program, name: str, before: int) -> TensorBytes:
+    indices, tables = (program.weights.spec(name + part) for part in (INDICES, TABLES))
+    entries, channels = tables.shape[1], indices.shape[0] // tables.shape[0]
+    after = indices.nbytes * (entries - 1).bit_length() // 8 + tables.nbytes
+    return TensorBytes(name, before, after, f"{entries} values per {channels} channels")
 
 
 def _quantised_bytes(program: Program, name: str, bits: int, before: int) -> TensorBytes:

@@ -39,7 +39,7 @@ def add_generation_files(artifact: Artifact, source: Source, program: Program) -
 
 
 def special_tokens(config: Any) -> dict[str, tuple[int, ...]]:
-    """"bos_token_id" and "eos_token_ids", as far as the config names them."""
+    """ "bos_token_id" and "eos_token_ids", as far as the config names them."""
     keys = {"bos_token_id": "bos_token_id", "eos_token_ids": "eos_token_id"}
     named = {name: getattr(config, key, None) for name, key in keys.items()}
     given = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in named.items()}

@@ -19,14 +19,15 @@ from planish.verify.decoding import opening
 from planish.verify.exam import OFF, Exam
 from planish.verify.lowering import Execution, check_lowering
 from planish.verify.ranges import audit
-from planish.verify.weights import check_artifact_weights
+from planish.verify.weights import check_artifact_weights, check_palettes
 from planish_passes import pipeline
 from planish_passes.errors import PlanishError
 from planish_passes.infra import Outcome, Pass, run_passes
+from planish_passes.palette import palettes
 from planish_passes.program import Program
 from planish_passes.quantise import widths
 from planish_targets import registry
-from planish_targets.contract import Artifact, Evidence, Numerics, Placement, Recipe, Target
+from planish_targets.contract import Artifact, Evidence, Numerics, Placement, ReadsPalettes, Recipe, Target
 
 SOURCE_LENGTH = 128  # tokens that an encoder reads, where the decoder's shapes are fixed and nobody says otherwise
 
@@ -96,7 +97,7 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
         execution=execution,
         multiple=request.gates.lowering,
     )
-    more = shared.exam.running(target, artifact, full, execution, numerics.compute)
+    more = shared.exam.running(target, artifact, full, execution, numerics)
     return replace(
         made,
         verdicts=(*made.verdicts, lowered.verdict, *more),
@@ -123,6 +124,12 @@ def _written(
             f"recipe {shared.recipe.name!r}",
             f"widths that it can encode: {', '.join(map(str, sorted(can.bits)))}",
         )
+    if "planish.linear_lut" not in can.keeps and palettes(shared.program):
+        raise PlanishError(
+            f"{target.name} has no palettes",
+            f"recipe {shared.recipe.name!r}",
+            f"targets that do: {', '.join(n for n, t in registry.targets().items() if _keeps_palettes(t))}",
+        )
     order = (*_caches(shared.request, target, yardstick), *pipeline.for_target(can.keeps, sizes))
     outcome = run_passes(yardstick, (*order, *target.passes(shared.recipe)))
     folder.mkdir(parents=True)
@@ -140,11 +147,17 @@ def _inspected(
     verdicts = [_quality(shared, yardstick, (numerics.weights, numerics.activations))]
     if shared.recipe.bits and request.verify:
         verdicts.append(check_artifact_weights(shared.program, target.read_weights(artifact)))
+    if request.verify and isinstance(target, ReadsPalettes) and (wanted := palettes(shared.program)):
+        verdicts.append(check_palettes(wanted, target.read_palettes(artifact)))
     if request.verify:
         verdicts.append(check_attributes(target, artifact, form, numerics))
     if request.max_size is not None:
         verdicts.append(_fits(artifact, int(request.max_size)))
     return verdicts
+
+
+def _keeps_palettes(target: Target) -> bool:
+    return "planish.linear_lut" in target.capabilities.keeps and isinstance(target, ReadsPalettes)
 
 
 def _fits(artifact: Artifact, limit: int) -> Verdict:

@@ -21,10 +21,11 @@ from planish_passes import pipeline
 from planish_passes.calibrate import calibrate
 from planish_passes.errors import PlanishError
 from planish_passes.infra import Outcome, run_passes
+from planish_passes.palette import INDICES, TABLES, sensitive
 from planish_passes.program import Program
 from planish_passes.quantise import SCALES, VALUES, ZEROS, Quantise, Rounder
 from planish_passes.rounding import Rounded, round_to_nearest, search
-from planish_passes.settle import Shelf, settle_quantised
+from planish_passes.settle import Shelf, settle, settle_quantised
 from planish_passes.weights import WeightFormat
 
 Rounding = Literal["nearest", "search", "calibrated"]
@@ -85,6 +86,14 @@ def quantise(
     if how == "calibrated":
         return outcome
     return Outcome(settle_quantised(outcome.program, folder), outcome.steps)
+
+
+def palettise(program: Program, group: int, folder: Path) -> Outcome:
+    """Linears as palettes, as far as they bear it; indices and tables lie in `folder` from then on."""
+    outcome = run_passes(program, pipeline.palettise(group, sensitive(program)))
+    program = outcome.program
+    made = {name: 0 for name in program.weight_names().values() if name.endswith((INDICES, TABLES))}
+    return Outcome(replace(program, weights=settle(program.weights, made, folder)), outcome.steps)
 
 
 def _calibrated(

@@ -28,6 +28,8 @@ class RecipeSpec:
         exact: `divergence` for kernels that do not round activations; None = the same.
         bits: average bits of an encoder's weights, scales included, unless the request says otherwise; those that
             rounding hurts most have 8.
+        palette: output channels that share a table of 16 values (k-means); 0 = integers. Tables, linears that make the
+            values of an attention or feed an activation function have `format`.
     """
 
     name: str
@@ -41,6 +43,7 @@ class RecipeSpec:
     keeps: bool = False
     exact: float | None = None
     bits: float | None = None
+    palette: int = 0
 
     def weights(self, metric: str) -> WeightFormat | None:
         """Format of quantised weights of a task with this metric (`Task.metric`)."""
@@ -76,6 +79,17 @@ RECIPES: Mapping[str, RecipeSpec] = {
             0.6,
             0.5,
             bits=6.3,
+        ),
+        RecipeSpec(
+            "lut4",
+            "palettes: 16 values per 16 channels by k-means; 8 bits where these hurt most (encoders on Core ML)",
+            WeightFormat(8),
+            WeightFormat(8, 32),
+            0.95,
+            0.5,
+            0.6,
+            0.5,
+            palette=16,
         ),
         RecipeSpec(
             "keep",

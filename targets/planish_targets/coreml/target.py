@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from planish_passes.infra import Pass
+from planish_passes.palette import Palette
 from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
 from planish_targets.contract import (
@@ -98,6 +99,12 @@ class CoreMLTarget:
         from planish_targets.coreml.weights import read_weights
 
         return read_weights(artifact)
+
+    def read_palettes(self, artifact: Artifact) -> Mapping[str, Palette]:
+        """Indices and tables of the saved package."""
+        from planish_targets.coreml.weights import read_palettes
+
+        return read_palettes(artifact)
 
     def read_attributes(self, artifact: Artifact) -> Mapping[str, Sequence[Attribute]]:
         """Epsilons of the saved package, of each of its functions."""

@@ -191,9 +191,11 @@ def portable_kernels() -> frozenset[str]:
     from importlib.resources import files
 
     names: set[str] = set()
-    folder = files("executorch").joinpath("kernels").joinpath("portable")
-    tables = [folder.joinpath(t) for t in ("functions.yaml", "custom_ops.yaml", "et_copy_ops.yaml")]
-    for path in (*tables, folder.parent.joinpath("quantized").joinpath("quantized.yaml")):
+    folder = files("executorch").joinpath("kernels")
+    tables = [
+        folder.joinpath("portable").joinpath(t) for t in ("functions.yaml", "custom_ops.yaml", "et_copy_ops.yaml")
+    ]
+    for path in (*tables, folder.joinpath("quantized").joinpath("quantized.yaml")):
         if path.is_file():
             text = path.read_text()
             names |= {f"aten::{op}" for op in re.findall(r"^- op: ([\w.]+)", text, re.MULTILINE)}

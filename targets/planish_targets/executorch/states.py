@@ -80,7 +80,8 @@ def _respecify(program: Program, inputs: int, outputs: int) -> None:
     entry = next(e for e in program.exported._module_call_graph if e.fqn == "")
     signature = entry.signature
     assert signature is not None
-    given, returned = (tuple(range(inputs)), {}), tuple(range(outputs))
+    given: tuple[tuple[int, ...], dict[str, Any]] = (tuple(range(inputs)), {})
+    returned = tuple(range(outputs))
     specs = {"in_spec": pytree.tree_structure(given), "out_spec": pytree.tree_structure(returned)}
     fresh = replace(entry, signature=replace(signature, inputs=[], outputs=[], forward_arg_names=None, **specs))
     program.exported._module_call_graph[:] = [fresh]

@@ -201,7 +201,7 @@ def _facts(program: Program) -> dict[str, object]:
 
 
 def _notes(options: Mapping[str, object], twice: int) -> tuple[str, ...]:
-    notes = (
+    notes: tuple[str, ...] = (
         f"planned memory: {options['planned_bytes']:,} bytes, beside the weights and what XNNPACK allocates itself",
         f"{options['delegated']} operations run in {options['subgraphs']} XNNPACK delegates, "
         f"{options['portable']} in portable kernels",

@@ -97,7 +97,7 @@ def _linears(program: Program) -> Iterable[tuple[str, Place]]:
     names = program.weight_names()
     shifts = {n.removesuffix(SHIFTS): n for n in program.weights if n.endswith(SHIFTS)}
     halves: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
-    shapes: dict[str, tuple[list[int], int]] = {}
+    shapes: dict[str, tuple[list[int], bool]] = {}
     for node in program.graph.nodes:
         if not op_name_is_weight(node):
             continue
@@ -108,7 +108,7 @@ def _linears(program: Program) -> Iterable[tuple[str, Place]]:
         base, nibbles = values.removesuffix(suffix), min(a for a in node.args if isinstance(a, int)) == -8
         halves[base][suffix] = _keys(program, values, scales, nibbles)
         rows, columns = program.weights.spec(values).shape
-        shapes[base] = [rows, columns, torch.Size(program.weights.spec(scales).shape).numel() // rows], int(nibbles)
+        shapes[base] = [rows, columns, torch.Size(program.weights.spec(scales).shape).numel() // rows], nibbles
     for base, parts in halves.items():
         shape, nibbles = shapes[base]
         order = [parts[s] for s in (VALUES, HIGH, LOW) if s in parts]

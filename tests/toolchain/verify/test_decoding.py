@@ -31,7 +31,7 @@ from planish_passes import pipeline
 from planish_passes.infra import run_passes
 from planish_passes.match import is_op
 from planish_passes.program import Program
-from planish_targets.contract import Artifact, Recipe
+from planish_targets.contract import Artifact, Numerics, Recipe
 from planish_targets.onnxruntime import TARGET
 
 pytest.importorskip("onnxruntime")
@@ -100,7 +100,7 @@ def test_an_artifact_fed_with_its_own_cache(name: str, tmp_path: Path) -> None:
     artifact = lowered(truth if defect is None else defect(truth.copy()), tmp_path)
     story = prompt(batch=1, length=sum(PARTS) + 12)
     late = late_case(truth, 5)
-    verdict = check_decoding(TARGET, artifact, truth, story, late, Execution(), torch.float32)
+    verdict = check_decoding(TARGET, artifact, truth, story, late, Execution(), Numerics())
     assert isinstance(verdict, Passed if defect is None else Failed), verdict
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,15 @@ from planish.tasks.generation import SLOTS, TOKENS
 from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.diverge import relative_error
-from planish.verify.lowering import FLIP_NOISE, FLOORS, NOISE_MULTIPLE, Execution, rounds
+from planish.verify.lowering import FLIP_NOISE, FLOORS, HALF_STORED, NOISE_MULTIPLE, Execution, rounds
 from planish.verify.quality import CAPTURE_LIMIT
 from planish_passes.bind import bind
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
+from planish_passes.quantise import SCALES
+from planish_passes.weights import WeightStore
 from planish_targets import runner as protocol
-from planish_targets.contract import Artifact, Evidence, Target, Unavailable
+from planish_targets.contract import Artifact, Evidence, Numerics, Target, Unavailable
 
 LOGITS = "logits"
 _F32 = torch.float32
@@ -30,6 +32,7 @@ PROMPT, GENERATED = 24, 64  # tokens of a prompt, and tokens that follow one by 
 PARTS = (17, 7)  # how a prompt is fed in parts
 WHOLE_PROMPTS = "prompt_in_one_call"  # option of artifacts that cannot take a prompt in parts
 LATE_BYTES = 64 << 20  # largest cache that is made up to look at late positions
+SHAKE = 3e-6  # relative; what int8 kernels are off by before anything is rounded again
 KL_FLOOR, KL_MULTIPLE = 1e-6, 8.0  # how many times the yardstick's own rounding noise an artifact may be off
 
 
@@ -116,13 +119,13 @@ class DecoderExam:
         return made
 
     def running(
-        self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, compute: torch.dtype
+        self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, numerics: Numerics
     ) -> tuple[Verdict, ...]:
         """The artifact fed with its own cache, and at a late position; see `check_decoding`."""
         alone = bind(yardstick, self.given)
         story = self.story[:, : artifact.context or None]
         late = late_case(alone, int(self.story[0, -1]), artifact.context)
-        return (check_decoding(target, artifact, alone, story, late, execution, compute, self.given),)
+        return (check_decoding(target, artifact, alone, story, late, execution, numerics, self.given),)
 
 
 def opening(task: Task, source: Source, program: Program, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -220,7 +223,7 @@ def noise(program: Program, tokens: Tensor, compute: torch.dtype) -> tuple[float
     float32 against float64, or every value rounded to `compute`; not less than the floors of lowering checks.
     """
     truth = one_call(program, tokens)
-    others = [one_call(program, tokens, torch.float64)]
+    others = [one_call(program, tokens, torch.float64), *(one_call(p, tokens) for p in shaken(program))]
     if compute != _F32:
         others.append(one_call(program, tokens, round_to=compute))
     losses = [float(divergence(truth, o).mean()) for o in others]
@@ -230,6 +233,26 @@ def noise(program: Program, tokens: Tensor, compute: torch.dtype) -> tuple[float
     return max(KL_FLOOR, flips**2 / 2, *losses), max(FLOORS[compute], flips, *errors)
 
 
+def shaken(program: Program) -> list[Program]:
+    """Where activations are rounded to integers: the program with scales of weights off by `SHAKE`, twice.
+
+    Which activations fall to the other side of a rounding depends on the last bits of what a kernel computed; how far
+    the outputs go with them is a property of the model. Other programs have no such forms.
+    """
+    if not any(rounds(n) for n in program.graph.nodes):
+        return []
+    return [replace(program, weights=_shaken(program.weights, seed)) for seed in range(2)]
+
+
+def _shaken(store: WeightStore, seed: int) -> WeightStore:
+    generator = torch.Generator().manual_seed(seed)
+    for name in [n for n in store if n.endswith(SCALES)]:
+        spec = store.spec(name)
+        factor = 1 + SHAKE * (2 * torch.rand(spec.shape, generator=generator) - 1)
+        store = store.with_tensor(name, store.read(name) * factor)
+    return store
+
+
 def check_decoding(
     target: Target,
     artifact: Artifact,
@@ -237,7 +260,7 @@ def check_decoding(
     story: Tensor,
     late: Case,
     execution: Execution,
-    compute: torch.dtype,
+    numerics: Numerics,
     given: Mapping[str, Tensor] | None = None,
 ) -> Verdict:
     """A prompt in two parts, then token by token, the artifact's own cache handed on; and one late token.
@@ -273,6 +296,7 @@ def check_decoding(
     found = torch.cat([ran.outputs[f"step{i}"][LOGITS][:, -1:].float() for i in range(len(cuts))], 1)
     wanted = truth[:, [e - 1 for e in ends]]
     late_truth, late_exact = (interpret(yardstick, late.inputs, compute=c)[LOGITS] for c in (_F32, torch.float64))
+    lately = [late_exact, *(interpret(p, late.inputs)[LOGITS] for p in shaken(yardstick))]
     alone = protocol.run(
         runner,
         artifact,
@@ -284,9 +308,11 @@ def check_decoding(
     if isinstance(alone, protocol.Broke):
         return Failed("decoding", runner.evidence, f"at a late position: {alone.reason}", (), device)
     loss = divergence(found, wanted)
-    level, error = noise(yardstick, story[:, :PROMPT], runner.compute or compute)
+    level, error = noise(yardstick, story[:, :PROMPT], runner.compute or numerics.compute)
+    if numerics.weights == torch.float16:
+        error = max(error, HALF_STORED)
     limit = KL_MULTIPLE * level
-    late_limit = max(limit, KL_MULTIPLE * float(divergence(late_truth, late_exact).max()))
+    late_limit = max(limit, *(KL_MULTIPLE * float(divergence(late_truth, other).max()) for other in lately))
     behind = divergence(alone.outputs["late"][LOGITS][:, -1:].float(), late_truth[:, -1:])
     metrics = (
         Metric("kl", float(loss.mean()), limit),

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from planish.recipes import RecipeSpec
@@ -18,7 +17,7 @@ from planish.verify.compare import Outputs
 from planish.verify.lowering import Execution
 from planish.verify.quality import check_capture, check_quality, eager
 from planish_passes.program import Program
-from planish_targets.contract import Artifact, Target
+from planish_targets.contract import Artifact, Numerics, Target
 
 OFF = "checks are switched off (--no-verify)"
 
@@ -44,7 +43,7 @@ class Exam(Protocol):
         ...
 
     def running(
-        self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, compute: torch.dtype
+        self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, numerics: Numerics
     ) -> tuple[Verdict, ...]:
         """Checks that need more than independent calls."""
         ...
@@ -97,7 +96,7 @@ class EncoderExam:
         return fixed_cases(self.samples, form.inputs, self.pad)
 
     def running(
-        self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, compute: torch.dtype
+        self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, numerics: Numerics
     ) -> tuple[Verdict, ...]:
         """Nothing more: every call stands alone."""
         return ()
@@ -123,7 +122,7 @@ class NoExam:
         return []
 
     def running(
-        self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, compute: torch.dtype
+        self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, numerics: Numerics
     ) -> tuple[Verdict, ...]:
         """None."""
         return ()

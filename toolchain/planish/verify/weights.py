@@ -8,6 +8,7 @@ import torch
 
 from planish.verdict import Failed, Metric, Passed, Verdict
 from planish_passes.pack_linears import PACKED
+from planish_passes.palette import Palette
 from planish_passes.program import Program
 from planish_passes.quantise import quantized
 from planish_passes.weights import QuantizedTensor, WeightStore
@@ -97,6 +98,25 @@ def _apart(found: Mapping[str, QuantizedTensor], rows: Mapping[str, int]) -> dic
     return apart
 
 
+def check_palettes(wanted: Mapping[str, Palette], found: Mapping[str, Palette]) -> Verdict:
+    """Indices and tables in the written files are those of the program, bit for bit.
+
+    Args:
+        wanted, found: weight name -> palette, of the program and of the artifact.
+    """
+    for name, palette in wanted.items():
+        if name not in found:
+            return _wrong(f"weight {name!r} has no palette in the artifact", "palettes")
+        for part, (a, b) in {
+            "indices": (found[name].indices, palette.indices),
+            "entries": (found[name].tables.float(), palette.tables),
+        }.items():
+            if not torch.equal(a, b):
+                return _wrong(f"weight {name!r}: {_different(a, b)} {part} differ", "palettes")
+    metric = Metric("bit_equal_palettes", float(len(wanted)))
+    return Passed("palettes", Evidence.EXECUTED, (metric,), "read from the files")
+
+
 def _zeros_differ(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
     return (a is None) != (b is None) or (a is not None and b is not None and not torch.equal(a, b))
 
@@ -107,5 +127,5 @@ def _different(a: torch.Tensor, b: torch.Tensor) -> str:
     return f"{int((a != b).sum())} of {b.numel()}"
 
 
-def _wrong(reason: str) -> Failed:
-    return Failed("weights", Evidence.EXECUTED, reason, (), "read from the files")
+def _wrong(reason: str, check: str = "weights") -> Failed:
+    return Failed(check, Evidence.EXECUTED, reason, (), "read from the files")
