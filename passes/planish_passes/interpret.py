@@ -5,14 +5,17 @@ It gives the yardstick and the float program bounded memory: a weight lives from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from planish_passes.match import is_op
+from planish_passes.ops import BLOCK, quantize_activations
 from planish_passes.program import Program
 
+LARGE = 64 << 20  # bytes of a weight's integers from which on they are read in rows
 Tap = Callable[[fx.Node, Tensor], None]
 
 
@@ -42,7 +45,7 @@ class _Reader(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "placeholder":
             return _Pending(n.name) if n.name in self._names else self._cast(self._feed[n.name])
-        result = super().run_node(n)
+        result = self._in_rows(n) if self._is_large(n) else super().run_node(n)
         if isinstance(result, Tensor):
             if self._round_to is not None and result.dtype == self._compute:
                 result = result.to(self._round_to).to(self._compute)
@@ -60,6 +63,38 @@ class _Reader(fx.Interpreter):
         if self._compute == torch.float64:
             args, kwargs = fx.node.map_aggregate((args, kwargs), _widen)  # type: ignore[misc]
         return super().call_function(target, args, kwargs)
+
+    def _is_large(self, n: fx.Node) -> bool:
+        """A quantised weight that is better read some rows at a time."""
+        if not is_op(n, "planish.linear_q", "planish.embedding_q"):
+            return False
+        weight = self.env[n.args[1]]  # type: ignore[index]
+        if not isinstance(weight, _Pending):
+            return False
+        name = self._names[weight.name]
+        return self._weights.spec(name).nbytes > LARGE and len(self._weights.spans(name)) > 1
+
+    def _in_rows(self, n: fx.Node) -> Tensor:
+        given: Any = fx.node.map_arg(n.args, lambda m: self.env[m])
+        first, *parts = given
+        if is_op(n, "planish.embedding_q"):
+            wanted, places = first.unique(return_inverse=True)
+            rows = zip(*(self._rows(parts[:3], i, i + 1) for i in wanted.tolist()), strict=True)
+            held = [None if column[0] is None else torch.cat(column) for column in rows]
+            return torch.ops.planish.embedding_q(places, *held, parts[3])  # type: ignore[no-any-return]
+        bias, (bits, activations) = self._resolve(parts[3]), parts[4:]
+        rounded = quantize_activations(first, activations)
+        count, columns = self._weights.spec(self._names[parts[0].name]).shape
+        found, step = [], max(1, BLOCK // columns)  # as the operator itself does
+        for at in range(0, count, step):
+            stop = min(at + step, count)
+            part = None if bias is None else bias[at:stop]
+            found.append(torch.ops.planish.linear_q(rounded, *self._rows(parts[:3], at, stop), part, bits, "none"))
+        return torch.cat(found, dim=-1)
+
+    def _rows(self, parts: Sequence[Any], start: int, stop: int) -> list[Tensor | None]:
+        names = [None if p is None else self._names[p.name] for p in parts]
+        return [None if n is None else self._cast(self._weights.rows(n, start, stop)) for n in names]
 
     def _resolve(self, value: Any) -> Any:
         return self._cast(self._weights.read(self._names[value.name])) if isinstance(value, _Pending) else value

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-_BLOCK = 1 << 24  # elements that are floating point at a time, when a program runs with real weights
+BLOCK = 1 << 24  # elements that are floating point at a time, when a program runs with real weights
 GELU_LOW = 0.1701  # GELU and its tanh form never fall below -0.17005
 
 _library = torch.library.Library("planish", "DEF")
@@ -187,7 +187,7 @@ def linear_q(
         bits: width of the integers (2, 4 or 8).
         activations: see `quantize_activations`.
     """
-    rounded, step = quantize_activations(x, activations), max(1, _BLOCK // max(int(weight.shape[1]), 1))
+    rounded, step = quantize_activations(x, activations), max(1, BLOCK // max(int(weight.shape[1]), 1))
     if isinstance(weight, FakeTensor) or weight.shape[0] <= step:
         return torch.nn.functional.linear(rounded, dequantize(weight, scales, zero_points, x.dtype), bias)
     parts = []

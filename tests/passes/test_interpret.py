@@ -1,8 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
+from decoders import empty, fused, prompt
 from support import FAMILIES, capture_family, feed
 
+from planish_passes import interpret as interpreter
+from planish_passes import pipeline
+from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
+from planish_passes.settle import settle_quantised
+from planish_passes.weights import WeightFormat, WeightStore
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -36,3 +44,27 @@ def test_forced_values_take_the_place_of_computed_ones() -> None:
     name = next(n for n in seen if n.startswith("gelu"))
     forced = {name: torch.zeros_like(seen[name])}
     assert not torch.equal(interpret(program, given, forced=forced)["last_hidden_state"], first)
+
+
+@pytest.mark.parametrize("format", [WeightFormat(4, 32, symmetric=False), WeightFormat(8)])
+def test_large_weights_are_read_in_rows_and_give_the_same(
+    format: WeightFormat, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = run_passes(fused("llama").program, pipeline.quantise(format)).program
+    program = settle_quantised(
+        run_passes(program, pipeline.yardstick(torch.float32, "int8_by_block")).program, tmp_path
+    )
+    tokens = prompt(1, 9)
+    given = {"input_ids": tokens, "position_ids": torch.arange(9)[None], **empty(program, 1)}
+    whole = interpret(program, given)["logits"]
+    monkeypatch.setattr(interpreter, "LARGE", 0)
+    monkeypatch.setattr(interpreter, "BLOCK", 320)
+    monkeypatch.setattr(WeightStore, "spans", lambda self, name: ((0, 1), (1, 2)))
+    read: list[str] = []
+    rows = WeightStore.rows
+    monkeypatch.setattr(WeightStore, "rows", lambda self, name, *span: read.append(name) or rows(self, name, *span))
+    found = interpret(program, given)["logits"]
+    assert (found - whole).abs().max() < 1e-5 * whole.abs().max()
+    table = [n for n in read if "embed" in n and n.endswith("q_values")]
+    assert len(table) == len(tokens.unique())  # and no row that is not asked for
+    assert len(read) > 100

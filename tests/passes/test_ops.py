@@ -28,12 +28,15 @@ def test_sinks_take_probability_and_softcap_bounds_scores() -> None:
 def test_every_operator_has_a_fake_that_agrees_with_its_body(op: torch._ops.OpOverload) -> None:
     q = torch.randn(2, 4, 3, 8)
     weight, scales = torch.randint(-8, 8, (6, 8), dtype=torch.int8), torch.rand(6, 2)
+    codes = torch.randint(0, 4, (6, 8), dtype=torch.uint8)
     arguments = {
         "attention": (q, q, q, None, None, None, 1.0, 0.0),
         "linear_q": (torch.randn(3, 8), weight, scales, None, torch.randn(6), 8, "none"),
         "embedding_q": (torch.randint(0, 6, (2, 3)), weight, scales, torch.zeros(6, 2, dtype=torch.int8), 8),
         "linear_minima": (torch.randn(3, 8), torch.randn(6, 2)),
         "embedding_minima": (torch.randint(0, 6, (2, 3)), torch.randn(6, 2), 8),
+        "linear_lut": (torch.randn(3, 8), codes, torch.randn(2, 4), None),
+        "embedding_lut": (torch.randint(0, 6, (2, 3)), codes, torch.randn(2, 4)),
         "kv_append": (q, q),
         "cache_write": (q[:1], q[:1, :, :2], torch.arange(2)[None]),
         "resident_attention": (*[q[:1]] * 5, torch.arange(3)[None], None, None, 1.0, 0.0, 0, 0),
