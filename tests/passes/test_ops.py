@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-import planish_passes.decoder_ops  # noqa: F401  (registers operators)
+import planish_passes.decoder_ops
+import planish_passes.palette  # noqa: F401  (both register operators)
 from planish_passes import ops
 
 
