@@ -116,13 +116,15 @@ def test_an_input_of_another_kind_is_refused_by_name() -> None:
         capture(auto("whisper"), config, EncodePart("x"), lambda model: None)  # type: ignore[arg-type, return-value]
 
 
-@pytest.mark.parametrize("family", ["whisper", "t5"])
-def test_a_whole_compile_checks_both_programs(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "target"), [("whisper", "onnxruntime"), ("t5", "onnxruntime"), ("bart", "executorch")]
+)
+def test_a_whole_compile_checks_both_programs(family: str, target: str, tmp_path: Path) -> None:
     random_model(MODELS[family](), auto(family)).save_pretrained(tmp_path / "model")
-    request = Request(model=str(tmp_path / "model"), targets=("onnxruntime",), recipe="int8")
+    request = Request(model=str(tmp_path / "model"), targets=(target,), recipe="int8")
     result = build.compile_model(request, Silent(), tmp_path / "work")
     assert not result.failed, result.failed
-    assert [t.target for t in result.targets] == ["onnxruntime/encode", "onnxruntime/decode"]
+    assert [t.target for t in result.targets] == [f"{target}/encode", f"{target}/decode"]
     checks = [{v.check for v in t.verdicts} for t in result.targets]
     assert checks[0] >= {"quality", "weights", "lowering"}
     assert checks[1] >= {"quality", "weights", "lowering", "decoding"}

@@ -64,8 +64,10 @@ def load(call: Call) -> Model:
     def decoder(feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Longer texts in parts; caches are inside, and what is given for them is not needed."""
         ids, places = feed["input_ids"], feed["position_ids"][0]
+        # The first two have the names of executorch's own runner; others are the same for every part.
+        others = [feed[name].to(dtype).contiguous() for name, dtype in zip(inputs[2:], dtypes[2:], strict=True)]
         parts = [
-            call_once([i.contiguous(), p.contiguous()])
+            call_once([i.contiguous(), p.contiguous(), *others])
             for i, p in zip(ids.split(longest, dim=1), places.split(longest), strict=True)
         ]
         results = [torch.cat(r, dim=1) if whole else r[-1].clone() for r in zip(*parts, strict=True)]
