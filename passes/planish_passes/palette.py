@@ -8,7 +8,6 @@ measurement has 4-bit tables for 32 channels stay on the Neural Engine, where bl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,7 +28,6 @@ _BINS = 512  # of the histogram that the first entries come from
 _BLOCK = 1 << 22  # values that are sorted at a time
 
 FORMS["planish.linear_lut"] = "aten.linear"
-FORMS["planish.embedding_lut"] = "aten.embedding"
 
 
 def look_up(indices: Tensor, entries: Tensor) -> Tensor:
@@ -55,17 +53,6 @@ def linear_lut(x: Tensor, indices: Tensor, tables: Tensor, bias: Tensor | None) 
     return torch.nn.functional.linear(x, look_up(indices, tables.to(x.dtype)), bias)
 
 
-@composite(
-    "embedding_lut(Tensor ids, Tensor indices, Tensor tables) -> Tensor",
-    lambda ids, indices, tables: tables.new_empty((*ids.shape, indices.shape[1])),
-)
-def embedding_lut(ids: Tensor, indices: Tensor, tables: Tensor) -> Tensor:
-    """Rows of a table whose values are looked up: look_up(indices, tables)[ids]; arguments as of `linear_lut`."""
-    rows = torch.nn.functional.embedding(ids, indices).long()
-    own = torch.nn.functional.embedding(ids // (indices.shape[0] // tables.shape[0]), tables)
-    return own.unsqueeze(-2).expand(*rows.shape, tables.shape[1]).gather(-1, rows.unsqueeze(-1)).squeeze(-1)
-
-
 @dataclass(frozen=True)
 class Palette:
     """Indices and tables of a weight.
@@ -83,14 +70,13 @@ class Palette:
         return look_up(self.indices, self.tables)
 
 
-def cluster(weight: Tensor, group: int, bits: int = 4, importance: Tensor | None = None) -> Palette:
+def cluster(weight: Tensor, group: int, bits: int = 4) -> Palette:
     """The tables that make the squared error small, by Lloyd's algorithm on sorted values (no random start).
 
     Args:
         weight: any float dtype, [N, K].
         group: output channels that share a table; divides N.
         bits: width of an index; a table has 2^bits entries.
-        importance: non-negative weight of the error of each input feature, [K]; all alike when None.
 
     Raises:
         PlanishError: the group does not divide N, or the weight holds NaN or infinite values.
@@ -104,12 +90,11 @@ def cluster(weight: Tensor, group: int, bits: int = 4, importance: Tensor | None
         raise PlanishError("the weight holds NaN or infinite values", "palette", "check the checkpoint")
     indices = torch.empty(rows, columns, dtype=torch.uint8)
     found = torch.empty(rows // group, 2**bits)
-    importance = torch.ones(columns) if importance is None else importance.float()
     step = max(1, _BLOCK // (group * columns))
     for at in range(0, rows // group, step):
         span = slice(at * group, (at + step) * group)
         values = weight[span].float().reshape(-1, group * columns)
-        entries = _lloyd(values.double(), importance.double().repeat(group).expand_as(values), 2**bits)
+        entries = _lloyd(values.double(), 2**bits)
         entries = entries.clamp(-65504, 65504).half().float()  # as files hold them; indices are chosen for these
         found[at : at + len(entries)] = entries
         middles = (entries[:, 1:] + entries[:, :-1]) / 2
@@ -117,19 +102,18 @@ def cluster(weight: Tensor, group: int, bits: int = 4, importance: Tensor | None
     return Palette(indices, found)
 
 
-def _lloyd(values: Tensor, weights: Tensor, entries: int) -> Tensor:
-    """Ascending entries [G, E] for values [G, n] with weights of the same shape, float64."""
-    ordered, order = values.sort(dim=1)
-    mass = torch.nn.functional.pad(weights.gather(1, order).cumsum(1), (1, 0))
-    moment = torch.nn.functional.pad((weights.gather(1, order) * ordered).cumsum(1), (1, 0))
+def _lloyd(values: Tensor, entries: int) -> Tensor:
+    """Ascending entries [G, E] for values [G, n], float64."""
+    ordered = values.sort(dim=1).values
+    moment = torch.nn.functional.pad(ordered.cumsum(1), (1, 0))
     centres = _first(ordered, entries)
     ends = torch.zeros(len(values), 1, dtype=torch.int64), torch.full((len(values), 1), values.shape[1])
     for _ in range(ROUNDS):
         cuts = torch.searchsorted(ordered, (centres[:, 1:] + centres[:, :-1]) / 2)
         cuts = torch.cat([ends[0], cuts, ends[1]], 1)
-        held = mass.gather(1, cuts[:, 1:]) - mass.gather(1, cuts[:, :-1])
+        held = cuts.diff(dim=1)
         total = moment.gather(1, cuts[:, 1:]) - moment.gather(1, cuts[:, :-1])
-        moved = torch.where(held > 0, total / held.clamp(min=1e-300), centres).sort(dim=1).values
+        moved = torch.where(held > 0, total / held.clamp(min=1), centres).sort(dim=1).values
         if torch.equal(moved, centres):
             break
         centres = moved
@@ -154,13 +138,11 @@ class Palettise:
     Args:
         group: output channels that share a table, halved for weights whose channels it does not divide.
         bits: width of an index.
-        importance: weight name -> importance of its input features, [K] (see `cluster`).
         leaves: weights that are not touched.
     """
 
     group: int = 16
     bits: int = 4
-    importance: Mapping[str, Tensor] | None = None
     leaves: frozenset[str] = frozenset()
 
     def run(self, program: Program) -> PassResult:
@@ -181,10 +163,9 @@ class Palettise:
             name + INDICES: TensorSpec((rows, columns), torch.uint8),
             name + TABLES: TensorSpec((rows // group, 2**self.bits), torch.float32),
         }
-        weights = (self.importance or {}).get(name)
 
         def made(weight: Tensor) -> tuple[Tensor, Tensor]:
-            palette = cluster(weight, group, self.bits, weights)
+            palette = cluster(weight, group, self.bits)
             return palette.indices, palette.tables
 
         if name + INDICES not in program.weights:
@@ -219,7 +200,7 @@ def palettes(program: Program) -> dict[str, Palette]:
     """The palettes of a program, by the name of the weight that they replace."""
     names, found = program.weight_names(), defaultdict[str, Palette]()
     for node in program.graph.nodes:
-        if node.op == "call_function" and op_name(node) in ("planish.linear_lut", "planish.embedding_lut"):
+        if node.op == "call_function" and op_name(node) == "planish.linear_lut":
             name = names[node.args[1].name].removesuffix(INDICES)
             if name not in found:
                 found[name] = Palette(program.weights.read(name + INDICES), program.weights.read(name + TABLES))

@@ -70,6 +70,11 @@ def palettise(group: int, leaves: frozenset[str]) -> tuple[Pass, ...]:
     return (Palettise(group, leaves=leaves),)
 
 
+def keep(formats: Mapping[str, WeightFormat], reasons: Mapping[str, str]) -> tuple[Pass, ...]:
+    """For weights whose integers the store has already; the others stay floating point, for these reasons."""
+    return (Quantise(None, formats, reasons=reasons), AssertExpected())
+
+
 def yardstick(weights: torch.dtype, activations: str) -> tuple[Pass, ...]:
     """A target's numerics, written into the shared program; the result is what the artifact is compared with."""
     order: list[Pass] = []

@@ -37,7 +37,6 @@ def test_every_operator_has_a_fake_that_agrees_with_its_body(op: torch._ops.OpOv
         "linear_minima": (torch.randn(3, 8), torch.randn(6, 2)),
         "embedding_minima": (torch.randint(0, 6, (2, 3)), torch.randn(6, 2), 8),
         "linear_lut": (torch.randn(3, 8), codes, torch.randn(2, 4), None),
-        "embedding_lut": (torch.randint(0, 6, (2, 3)), codes, torch.randn(2, 4)),
         "kv_append": (q, q),
         "cache_write": (q[:1], q[:1, :, :2], torch.arange(2)[None]),
         "resident_attention": (*[q[:1]] * 5, torch.arange(3)[None], None, None, 1.0, 0.0, 0, 0),

@@ -14,8 +14,8 @@ from planish.checkpoint.blocks import FORMATS, WITH_MINIMA, unpack
 from planish.request import Request
 from planish.source import Source
 from planish.verdict import Failed, Metric, Passed, Verdict
+from planish_passes import pipeline
 from planish_passes.errors import PlanishError
-from planish_passes.expected import AssertExpected
 from planish_passes.infra import Outcome, run_passes
 from planish_passes.program import Program
 from planish_passes.quantise import MINIMA, SCALES, VALUES, Quantise
@@ -82,7 +82,7 @@ def keep(program: Program, stored: Callable[[str], Blocks | str]) -> Outcome:
             next(iter(reasons.values()), "the model has no linear and no embedding weights"),
             f"types that can: {', '.join(FORMATS)}; or quantise here: --recipe int4 or int8",
         )
-    return run_passes(replace(program, weights=weights), (Quantise(None, formats, reasons=reasons), AssertExpected()))
+    return run_passes(replace(program, weights=weights), pipeline.keep(formats, reasons))
 
 
 def check_kept(program: Program, original: WeightStore) -> Verdict:
