@@ -106,7 +106,7 @@ def run(
             "returns": list(returns),
         }
         (given / "call.json").write_text(json.dumps(call, indent=1))
-        broke = _execute([*runner.command, str(given), str(returned)], timeout, threads, returned)
+        broke = execute([*runner.command, str(given), str(returned)], timeout, threads, returned)
         if broke is not None:
             return broke
         try:
@@ -133,7 +133,15 @@ def _place(folder: Path, at: Path) -> None:
         shutil.copytree(folder, at)
 
 
-def _execute(command: list[str], timeout: float, threads: int, returned: Path) -> Broke | None:
+def execute(command: list[str], timeout: float, threads: int, returned: Path) -> Broke | None:
+    """Run a command to its end; None when it went well.
+
+    Args:
+        command: argument vector.
+        timeout: seconds until it and what it started are stopped.
+        threads: threads inside the runtime.
+        returned: folder of its results, where it may leave `error.json`; its output goes into a log beside.
+    """
     log = returned.parent / "log.txt"
     try:
         with log.open("wb") as sink:

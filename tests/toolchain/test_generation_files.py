@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from planish.build import compile_model
 from planish.compiled import Compiled, Silent
-from planish.generation_files import special_tokens
+from planish.generation_files import add_generation_files, special_tokens
 from planish.request import Request
 from planish.verdict import Failed, NotRun
 from planish_targets import reference, registry
+from planish_targets.contract import Artifact
 
 pytest.importorskip("onnxruntime")
 
@@ -76,6 +79,28 @@ def test_the_tokens_that_begin_and_end_a_text_are_facts_of_the_program() -> None
     assert special_tokens(config) == {"bos_token_id": (1,), "eos_token_ids": (2, 7)}
     assert special_tokens(tf.LlamaConfig(bos_token_id=None, eos_token_id=None)) == {}
     assert special_tokens(tf.ViTConfig()) == {}
+
+
+def test_what_ends_an_answer_is_also_told_by_the_settings_of_generation(tmp_path: Path) -> None:
+    config = tf.LlamaConfig(bos_token_id=1, eos_token_id=2)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7, 9]}))
+    assert special_tokens(config, tmp_path)["eos_token_ids"] == (2, 7, 9)
+    (tmp_path / "generation_config.json").write_text("no JSON")
+    assert special_tokens(config, tmp_path)["eos_token_ids"] == (2,)
+
+
+def test_a_tokenizer_in_another_form_becomes_a_tokenizer_json(tmp_path: Path) -> None:
+    model, made = tmp_path / "model", tmp_path / "made"
+    model.mkdir()
+    made.mkdir()
+    (model / "vocab.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}))
+    (model / "merges.txt").write_text("#version: 0.2\na b\n")
+    (model / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    source: Any = SimpleNamespace(kind="folder", folder=model, tokenizer_files=model)
+    artifact = Artifact("executorch", made, "model.pte")
+    program: Any = None  # nothing is asked of it
+    assert add_generation_files(artifact, registry.find("executorch"), source, program).notes == ()
+    assert json.loads((made / "tokenizer.json").read_text())["model"]["merges"] in (["a b"], [["a", "b"]])
 
 
 def test_genai_generates_what_the_model_does(folder: Path, tmp_path: Path) -> None:

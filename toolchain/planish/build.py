@@ -148,7 +148,9 @@ class _Job:
         self.notes.update(dict.fromkeys((*opened[-1].notes, *captured.notes)))
         if request.verify:
             check_finite(captured.program.weights)
-        floating = run_passes(replace(captured.program, facts=special_tokens(self.source.config)), pipeline.fuse())
+        files = self.source.tokenizer_files if captured.program.states else None
+        facts = special_tokens(self.source.config, files)
+        floating = run_passes(replace(captured.program, facts=facts), pipeline.fuse())
         exam = self._exam(task, floating.program)
         verdicts = [exam.capture(floating.program)]
         quantised = self._quantised(task, floating.program, opened[-1], verdicts)

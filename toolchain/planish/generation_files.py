@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from planish.source import Source
+from planish.tasks.text import load_tokenizer
 from planish_passes.program import Program
-from planish_targets.contract import Artifact
+from planish_targets.contract import Artifact, Target
+from planish_targets.text_runner import HasTextRunner
 
 CONFIG = "genai_config.json"
 MAX_LENGTH = 2048  # tokens that buffers are made for unless the app says more: caches are allocated up front
@@ -22,28 +27,71 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+_UNREADABLE = (OSError, ValueError, KeyError, ImportError, AttributeError)  # what transformers raises at a tokenizer
 
 
-def add_generation_files(artifact: Artifact, source: Source, program: Program) -> None:
-    """Write them into the folder of an ONNX artifact; of an ExecuTorch one, whose runner asks the program for the
-    rest, the tokenizer alone. Artifacts of other kinds are left alone."""
-    if not artifact.entry.endswith((".onnx", ".pte")):
-        return
-    for name in TOKENIZER_FILES:
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, artifact.folder / name)
-    if artifact.entry.endswith(".pte"):
-        return
+def add_generation_files(artifact: Artifact, target: Target, source: Source, program: Program) -> Artifact:
+    """Write them into the folder of an ONNX artifact; where apps use a runner that asks the program for the rest, the
+    tokenizer alone. Artifacts of other kinds are left alone."""
+    runs = isinstance(target, HasTextRunner)
+    if not runs and not artifact.entry.endswith(".onnx"):
+        return artifact
+    notes = _add_tokenizer(artifact, source)
+    if isinstance(target, HasTextRunner):
+        return replace(artifact, notes=(*artifact.notes, *notes, *target.fit_tokenizer(artifact.folder)))
     config = genai_config(artifact, source.config, program)
     (artifact.folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    return replace(artifact, notes=(*artifact.notes, *notes))
 
 
-def special_tokens(config: Any) -> dict[str, tuple[int, ...]]:
-    """ "bos_token_id" and "eos_token_ids", as far as the config names them."""
-    keys = {"bos_token_id": "bos_token_id", "eos_token_ids": "eos_token_id"}
-    named = {name: getattr(config, key, None) for name, key in keys.items()}
-    given = {name: tuple(value) if isinstance(value, list) else (value,) for name, value in named.items()}
-    return {name: value for name, value in given.items() if value and all(isinstance(v, int) for v in value)}
+def _add_tokenizer(artifact: Artifact, source: Source) -> tuple[str, ...]:
+    """The model's own files; a tokenizer.json where it keeps its tokenizer in another form. Returns notes."""
+    if source.kind != "gguf":  # the neighbours of a single file may belong to anything
+        for name in TOKENIZER_FILES:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, artifact.folder / name)
+    if (artifact.folder / TOKENIZER_FILES[0]).is_file():
+        return ()
+    try:
+        tokenizer = load_tokenizer(source.tokenizer_files)
+        if tokenizer is not None and tokenizer.is_fast:
+            tokenizer.save_pretrained(artifact.folder)
+    except _UNREADABLE as problem:
+        return (f"the tokenizer cannot be opened ({problem}): the artifact has no tokenizer.json",)
+    return ()
+
+
+def special_tokens(config: Any, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
+    """ "bos_token_id" and "eos_token_ids", as far as the config names them.
+
+    Args:
+        config: the model's.
+        folder: tokens that end a text are also what generation_config.json and the tokenizer in it say: chat models
+            often name the end of an answer there alone.
+    """
+    named = {"bos_token_id": _numbers(getattr(config, "bos_token_id", None))[:1]}
+    ends = dict.fromkeys(_numbers(getattr(config, "eos_token_id", None)))
+    if folder is not None:
+        ends.update(dict.fromkeys(_more_ends(folder)))
+    named["eos_token_ids"] = list(ends)
+    return {name: tuple(value) for name, value in named.items() if value}
+
+
+def _numbers(value: object) -> list[int]:
+    """One token or several, as a list; [] for what is none."""
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+
+
+def _more_ends(folder: Path) -> list[int]:
+    found: list[int] = []
+    settings = folder / "generation_config.json"
+    if settings.is_file():
+        with contextlib.suppress(ValueError, AttributeError):  # transformers reads it too, and says what is wrong
+            found += _numbers(json.loads(settings.read_text("utf-8")).get("eos_token_id"))
+    with contextlib.suppress(*_UNREADABLE):  # whoever needs it says so: the checks and the artifact's notes
+        found += _numbers(getattr(load_tokenizer(folder), "eos_token_id", None))
+    return found
 
 
 def genai_config(artifact: Artifact, config: Any, program: Program) -> dict[str, Any]:
@@ -55,6 +103,7 @@ def genai_config(artifact: Artifact, config: Any, program: Program) -> dict[str,
         program: names and shapes of the cache.
     """
     layers = len(program.states) // 2
+    ends = list(program.facts.get("eos_token_ids", ()))
     keys = next(p for p in program.inputs if p.name == program.states[0][1])
     options: list[dict[str, Any]] = [{"dml": {}}] if artifact.target == "directml" else []
     length = program.axes["past"][1]
@@ -62,7 +111,7 @@ def genai_config(artifact: Artifact, config: Any, program: Program) -> dict[str,
         "model": {
             "type": "decoder",  # a kind that names no family: the loop reads everything else from this file
             "bos_token_id": config.bos_token_id,
-            "eos_token_id": config.eos_token_id,
+            "eos_token_id": ends[0] if len(ends) == 1 else ends or config.eos_token_id,
             "pad_token_id": _first(config.pad_token_id, config.eos_token_id),
             "vocab_size": config.vocab_size,
             "context_length": length,

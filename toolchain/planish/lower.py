@@ -19,6 +19,7 @@ from planish.verify.decoding import opening
 from planish.verify.exam import OFF, Exam
 from planish.verify.lowering import Execution, check_lowering
 from planish.verify.ranges import audit
+from planish.verify.text_runner import check_text_runner
 from planish.verify.weights import check_artifact_weights, check_palettes
 from planish_passes import pipeline
 from planish_passes.errors import PlanishError
@@ -98,6 +99,9 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
         multiple=request.gates.lowering,
     )
     more = shared.exam.running(target, artifact, full, execution, numerics)
+    if artifact.context and not shared.task.dependent:
+        files, ends = shared.source.tokenizer_files, shared.program.facts.get("eos_token_ids", ())
+        more += check_text_runner(target, artifact, files, ends, execution, request.gates.tokenizer)
     return replace(
         made,
         verdicts=(*made.verdicts, lowered.verdict, *more),
@@ -135,7 +139,7 @@ def _written(
     folder.mkdir(parents=True)
     artifact = target.lower(outcome.program, folder, shared.recipe)
     if yardstick.states and not shared.task.dependent:
-        add_generation_files(artifact, shared.source, shared.program)
+        artifact = add_generation_files(artifact, target, shared.source, shared.program)
     return outcome, artifact
 
 

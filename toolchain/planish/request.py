@@ -28,6 +28,12 @@ class Gates(BaseModel):
         default=None, gt=0, description="largest error of an artifact, in multiples of rounding noise"
     )
     placement: float | None = Field(default=None, ge=0, le=1, description="smallest accelerated share of operations")
+    tokenizer: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="smallest share of texts that the runtime's own tokenizer splits as the model's",
+    )
 
 
 class Request(BaseModel):

@@ -30,20 +30,20 @@ def load(call: Call) -> Model:
     read_header(call.path)
     inputs, outputs = _names(call, "inputs"), _names(call, "outputs")
     dtypes = [getattr(torch, d) for d in _names(call, "input_dtypes")]
-    _skip_compiler()
+    skip_compiler()
     with quiet():
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         from executorch.runtime import Runtime, Verification
 
         _unsafe_reset_threadpool(call.threads)
         if call.options.get("kernels"):
-            _more_kernels(call)
+            more_kernels(call)
         try:
             runtime = Runtime.get()
             program = runtime.load_program(call.path, verification=Verification.InternalConsistency)
             method = program.load_method("forward")
         except RuntimeError as problem:
-            raise PlanishError(_told(problem), str(call.path), _DEFECT) from problem
+            raise PlanishError(told(problem), str(call.path), _DEFECT) from problem
     if method is None:
         raise PlanishError("the .pte file has no method `forward`", str(call.path), _DEFECT)
 
@@ -55,7 +55,7 @@ def load(call: Call) -> Model:
             return method.execute(given)
         except RuntimeError as problem:
             shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(inputs, given, strict=True))
-            raise PlanishError(f"{_told(problem)}; given {shapes}", str(call.path), _DEFECT) from problem
+            raise PlanishError(f"{told(problem)}; given {shapes}", str(call.path), _DEFECT) from problem
 
     def model(feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         given = [feed[name].to(dtype).contiguous() for name, dtype in zip(inputs, dtypes, strict=True)]
@@ -76,7 +76,7 @@ def load(call: Call) -> Model:
     return decoder if "context" in call.options else model
 
 
-def _more_kernels(call: Call) -> None:
+def more_kernels(call: Call) -> None:
     """Kernels for quantised tables, attention and caches, which executorch ships as libraries of their own."""
     for name in _names(call, "kernels"):
         folder = _folder(name)
@@ -92,7 +92,7 @@ def _folder(name: str) -> Path:
     return Path(next(iter(package.submodule_search_locations or ())), *name.split("."))
 
 
-def _skip_compiler() -> None:
+def skip_compiler() -> None:
     """Let executorch's runtime find the one small module of `executorch.exir` that it needs, without the compiler.
 
     The package's own import takes seconds and a hundred megabytes that are no part of what is measured here.
@@ -112,7 +112,8 @@ def _names(call: Call, key: str) -> list[str]:
     return names
 
 
-def _told(problem: RuntimeError) -> str:
+def told(problem: RuntimeError) -> str:
+    """What the runtime says, in one line."""
     return f"the ExecuTorch runtime refuses: {' '.join(str(problem).split())[:300]}"
 
 

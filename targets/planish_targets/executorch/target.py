@@ -113,6 +113,22 @@ class ExecutorchTarget:
         command = (sys.executable, "-m", "planish_targets.executorch.run")
         return Runner(command, Evidence.EXECUTED, "ExecuTorch runtime (XNNPACK)")
 
+    def text_runner(self, artifact: Artifact) -> Runner | Unavailable:
+        """TextLLMRunner, by its binding for Python."""
+        missing = _missing()
+        if missing:
+            return Unavailable(missing)
+        if not any(list(Path(f).glob("extension/llm/runner/_llm_runner.*.*")) for f in _folders()):
+            return Unavailable("this executorch is built without its runner for language models")
+        command = (sys.executable, "-m", "planish_targets.executorch.text_runner")
+        return Runner(command, Evidence.EXECUTED, "ExecuTorch TextLLMRunner")
+
+    def fit_tokenizer(self, folder: Path) -> tuple[str, ...]:
+        """See `planish_targets.executorch.text_runner.fit`."""
+        from planish_targets.executorch.text_runner import fit
+
+        return fit(folder)
+
     def placement(self, artifact: Artifact) -> Placement:
         """Per operation, from the file; source modules are known for artifacts that planish lowered."""
         from planish_targets.executorch.placement import placement
@@ -179,6 +195,12 @@ def _missing() -> str:
     except (PackageNotFoundError, ModuleNotFoundError):
         return f"executorch is not installed; {INSTALL}"
     return "" if runtime else f"executorch {found} has no runtime for Python; {INSTALL}"
+
+
+def _folders() -> list[str]:
+    """Where executorch is installed."""
+    package = find_spec("executorch")
+    return list(package.submodule_search_locations or ()) if package else []
 
 
 def _facts(program: Program) -> dict[str, object]:
