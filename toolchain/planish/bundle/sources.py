@@ -29,6 +29,7 @@ _MODEL = (
     "sentence_*_config.json",
     "[0-9]*_*/config.json",
 )
+_WEIGHTS = (".safetensors", ".gguf")
 _LICENSES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 
 
@@ -60,6 +61,16 @@ def licenses(source: Source) -> dict[str, Path]:
             if path.is_file() and _is_any(path.name.upper(), _LICENSES):
                 found.setdefault(path.name, path)
     return found
+
+
+def role(name: PurePosixPath) -> str:
+    """What a file of the source is: `weights`, `tokenizer`, `processor` or `config`."""
+    if name.suffix in _WEIGHTS:
+        return "weights"
+    # Folders do not count: a model that is one module of several keeps its files one level down.
+    if _is_any(name.name, _TOKENIZER):
+        return "tokenizer"
+    return "processor" if _is_any(name.name, _PROCESSOR) else "config"
 
 
 def check_unchanged(source: Source, copied: dict[str, Path], into: Path) -> None:

@@ -15,7 +15,9 @@ from torch import Tensor
 from planish.bundle import contents
 from planish.bundle.codec import dump_manifest, json_bytes
 from planish.bundle.files import fingerprint, walk
-from planish.bundle.manifest import MANIFEST, REPORT
+from planish.bundle.manifest import MANIFEST, REPORT, Manifest
+from planish.bundle.provenance import PROVENANCE, builder, provenance
+from planish.bundle.sbom import SBOM, sbom
 from planish.bundle.sources import check_unchanged, companions, licenses
 from planish.bundle.swap import replacing
 from planish.compiled import Compiled, TargetResult
@@ -87,7 +89,17 @@ def _fill(compiled: Compiled, folder: Path, name: str) -> None:
             _write_golden(result, folder / contents.golden_path(result.target))
     (folder / REPORT).write_bytes(json_bytes(contents.report(compiled)))
     files = {inside: fingerprint(path) for inside, path in walk(folder)}
-    (folder / MANIFEST).write_bytes(dump_manifest(contents.manifest(compiled, name, files, tokenizer)))
+    made = contents.manifest(compiled, name, files, tokenizer)
+    for inside, document in documents(made).items():
+        (folder / inside).write_bytes(document)
+        files[inside] = fingerprint(folder / inside)
+    made = made.model_copy(update={"files": dict(sorted(files.items()))})
+    (folder / MANIFEST).write_bytes(dump_manifest(made))
+
+
+def documents(manifest: Manifest) -> dict[str, bytes]:
+    """What is said of a bundle in the formats of others, from its manifest: file name -> contents."""
+    return {SBOM: json_bytes(sbom(manifest)), PROVENANCE: json_bytes(provenance(manifest, builder()))}
 
 
 def _copy(path: Path, to: Path) -> None:
