@@ -2,9 +2,9 @@
 
 Each line is a JSON object. First in: {"protocol": 1, "path", "options", "threads", "longest",
 "states": [{"output", "input", "dtype", "shape"}]}, shape being that of the empty cache. First out: {"protocol": 1,
-"device", "load_seconds", "peak_rss_bytes"?}. Then as often as wanted, in: {"tokens": [...], "max_tokens",
-"stop": [...], "temperature", "top_p", "seed"}, where tokens are the whole text so far; out: {"token": id} as they come,
-then {"done": "stop" | "length" | "context", "prompt_tokens", "steps", "prompt_seconds", "decode_seconds",
+"device", "load_seconds", "start_rss_bytes"?, "peak_rss_bytes"?}. Then as often as wanted, in: {"tokens": [...],
+"max_tokens", "stop": [...], "temperature", "top_p", "seed"}, where tokens are the whole text so far; out: {"token": id}
+as they come, then {"done": "stop" | "length" | "context", "prompt_tokens", "steps", "prompt_seconds", "decode_seconds",
 "peak_rss_bytes"?}. {"error": {"what", "where", "hint"}} ends the process.
 """
 
@@ -113,12 +113,13 @@ def decode(device: str, load: Callable[[Call], Model]) -> None:
 
     try:
         first = json.loads(sys.stdin.readline())
-        began = time.perf_counter()
+        before, began = peak("start"), time.perf_counter()
         model = load(Call(Path(first["path"]), first["options"], int(first["threads"])))
         states = [State(s["output"], s["input"], s["dtype"], tuple(s["shape"])) for s in first["states"]]
         whole = first["options"].get("prompt_in_one_call") is True
         session = Session(model, states, int(first["longest"]), whole)
-        tell({"protocol": PROTOCOL, "device": device, "load_seconds": time.perf_counter() - began, **peak()})
+        loaded = time.perf_counter() - began
+        tell({"protocol": PROTOCOL, "device": device, "load_seconds": loaded, **before, **peak()})
         for line in sys.stdin:
             for event in answer(session, json.loads(line)):
                 tell(event)

@@ -4,7 +4,7 @@ In:  `artifact/` (the artifact's folder), `inputs.safetensors` (every tensor of 
      `call.json` {"protocol": 1, "target", "entry", "options", "cases": [...], "repeat", "threads", "taps": [...],
      "carry"?: {output: input}, "returns"?: [...]}.
 Out: `outputs.safetensors` (`<case>/<output>`), `device.json` {"protocol": 1, "device", "versions": {...},
-     "evidence"?, "seconds": {case: [..]}, "peak_rss_bytes"?, "load_seconds"?};
+     "evidence"?, "seconds": {case: [..]}, "start_rss_bytes"?, "peak_rss_bytes"?, "load_seconds"?};
      or `error.json` {"what", "where", "hint"} and a non-zero exit.
 """
 

@@ -55,6 +55,7 @@ def serve(device: str, packages: tuple[str, ...], load: Callable[[Call], Model])
     given, returned = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         call = json.loads((given / "call.json").read_text())
+        before = peak("start")
         started = time.perf_counter()
         model = load(
             Call(given / "artifact" / call["entry"], call["options"], int(call["threads"]), tuple(call.get("taps", ())))
@@ -89,13 +90,15 @@ def serve(device: str, packages: tuple[str, ...], load: Callable[[Call], Model])
         "versions": {p: _version(p) for p in packages},
         "seconds": seconds,
         "load_seconds": loaded,
+        **before,
         **peak(),
     }
     (returned / "device.json").write_text(json.dumps(facts, indent=1))
 
 
-def peak() -> dict[str, int]:
-    """{"peak_rss_bytes": ...}: the largest resident size of this process; {} where the system does not tell (Windows).
+def peak(when: str = "peak") -> dict[str, int]:
+    """{"peak_rss_bytes": ...}: the largest resident size of this process so far, under a name that says when it was
+    looked at; {} where the system does not tell (Windows).
 
     Linux' getrusage counts what the parent held when it started this process, VmHWM does not (proc_pid_status(5)).
     """
@@ -103,13 +106,13 @@ def peak() -> dict[str, int]:
     if status.is_file():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
         if "VmHWM" in lines:
-            return {"peak_rss_bytes": int(lines["VmHWM"].split()[0]) * 1024}
+            return {f"{when}_rss_bytes": int(lines["VmHWM"].split()[0]) * 1024}
     try:
         import resource
     except ImportError:
         return {}
     unit = 1 if sys.platform == "darwin" else 1024
-    return {"peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    return {f"{when}_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
 def _version(package: str) -> str:

@@ -70,6 +70,10 @@ class Decoding:
         threads: threads inside the runtime.
         timeout: seconds to open the artifact, and seconds of one answer.
 
+    Attributes:
+        device, load_seconds: what computes, and how long it took to open the artifact.
+        start_bytes: largest resident size before it was opened; None where the system does not tell.
+
     Raises:
         PlanishError: from every method: the process crashed, ran out of time or cannot decode; or what it told.
     """
@@ -96,6 +100,7 @@ class Decoding:
         }
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.device, self.load_seconds = "", 0.0
+        self.start_bytes: int | None = None
 
     def __enter__(self) -> Self:
         self._log = tempfile.TemporaryFile()
@@ -155,6 +160,7 @@ class Decoding:
         if told.get("protocol") != PROTOCOL:
             raise self._foreign()
         self.device, self.load_seconds = str(told["device"]), float(told["load_seconds"])
+        self.start_bytes = told.get("start_rss_bytes")
 
     def _send(self, line: dict[str, Any]) -> float:
         """Returns until when the answer has time."""

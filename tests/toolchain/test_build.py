@@ -57,6 +57,11 @@ def test_text_encoders_compile(models: Callable[[str], str], family: str, recipe
     assert {v.check for v in result.targets[0].verdicts} >= {"quality", "placement", "lowering"}
     assert result.targets[0].axes["batch"] == (1, 1024)
     assert all(isinstance(v, Passed) for v in result.verdicts)
+    assert [d.of for d in result.targets[0].drift if d.layers] == ["quantisation", "lowering", "steps"]
+    speed = result.targets[0].speed
+    assert speed is not None
+    assert set(speed.medians()) == set(speed.tokens) == set(result.targets[0].golden_inputs)
+    assert 0 < (speed.start_bytes or 0) <= (speed.peak_bytes or 0)
 
 
 def test_pictures_compile(models: Callable[[str], str], tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def test_a_whole_compile_checks_both_programs(family: str, target: str, tmp_path
     checks = [{v.check for v in t.verdicts} for t in result.targets]
     assert checks[0] >= {"quality", "weights", "lowering"}
     assert checks[1] >= {"quality", "weights", "lowering", "decoding"}
+    assert all(next(d for d in t.drift if d.of == "quantisation").layers for t in result.targets)
 
 
 def test_a_decoder_that_ignores_the_encoder_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

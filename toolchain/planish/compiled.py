@@ -10,7 +10,8 @@ from torch import Tensor
 
 from planish.request import Request
 from planish.source import Source
-from planish.verdict import Failed, Verdict
+from planish.speed import Speed
+from planish.verdict import Drift, Failed, Verdict
 from planish_passes.infra import Refusal, Step
 from planish_targets.contract import Artifact, Placement
 
@@ -46,6 +47,8 @@ class TargetResult:
         shapes: input name -> shape of the artifact ("sequence" where dynamic).
         axes: dynamic dimension -> (smallest, largest).
         steps: what the target's passes did.
+        speed: what the run behind `latency` measured; None when nothing ran.
+        drift: how far inner values are off; it gates nothing.
         golden_inputs / golden_outputs: case -> name -> tensor (the yardstick's outputs).
     """
 
@@ -58,6 +61,8 @@ class TargetResult:
     shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     axes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+    speed: Speed | None = None
+    drift: tuple[Drift, ...] = ()
     golden_inputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     golden_outputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from planish.generation_files import add_generation_files
 from planish.request import Request
 from planish.source import Source
 from planish.tasks import Task
-from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
+from planish.verdict import Drift, Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.attributes import check_attributes
 from planish.verify.decoding import opening
 from planish.verify.exam import OFF, Exam
@@ -40,6 +40,7 @@ class Shared:
     Args:
         name: of the program, where the model has several; else empty.
         quality: (dtype of weights, rounding of activations) -> the answer; targets with the same numerics share it.
+        drift: the same, of inner values.
     """
 
     request: Request
@@ -50,6 +51,7 @@ class Shared:
     exam: Exam
     name: str = ""
     quality: dict[tuple[torch.dtype, str], Verdict] = field(default_factory=dict)
+    drift: dict[tuple[torch.dtype, str], Drift] = field(default_factory=dict)
 
 
 def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> TargetResult:
@@ -105,8 +107,10 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
     return replace(
         made,
         verdicts=(*made.verdicts, lowered.verdict, *more),
-        latency=lowered.latency,
-        latency_device=lowered.device,
+        latency=lowered.speed.medians() if lowered.speed else {},
+        latency_device=lowered.speed.device if lowered.speed else "",
+        speed=lowered.speed,
+        drift=(_drift(shared, full, numerics), *lowered.drift),
         golden_inputs={c.name: {n: t for n, t in c.inputs.items() if n not in inside} for c in cases},
         golden_outputs=lowered.truth,
     )
@@ -214,6 +218,13 @@ def _quality(shared: Shared, yardstick: Program, key: tuple[torch.dtype, str]) -
     if key not in shared.quality:
         shared.quality[key] = shared.exam.quality(yardstick)
     return shared.quality[key]
+
+
+def _drift(shared: Shared, yardstick: Program, numerics: Numerics) -> Drift:
+    key = (numerics.weights, numerics.activations)
+    if key not in shared.drift:
+        shared.drift[key] = shared.exam.drift(yardstick)
+    return shared.drift[key]
 
 
 def _placed(placement: Placement, request: Request) -> Verdict:

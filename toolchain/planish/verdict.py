@@ -44,6 +44,41 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """How far one inner value is off, relative to the value itself.
+
+    Args:
+        node, op, module: of the program.
+        largest: max|found - truth| / max|truth|, as in `Divergence`.
+        typical: root mean square of the difference / root mean square of the truth.
+    """
+
+    node: str
+    op: str
+    module: str
+    largest: float
+    typical: float
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far values are off along the way through the program. It gates nothing: it shows where an error comes from.
+
+    Args:
+        of: "quantisation" (the target's program, to the original model), "lowering" (the artifact, to that program;
+            errors add up) or "steps" (each step of the artifact, given its own inputs).
+        case: the inputs.
+        layers: in order of execution.
+        reason: why there are none.
+    """
+
+    of: str
+    case: str = ""
+    layers: tuple[Layer, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Passed:
     """The check ran and every gated metric is within its limit."""
 

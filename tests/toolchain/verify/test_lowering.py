@@ -12,7 +12,7 @@ from torch import nn
 
 from planish.verdict import Failed, Passed, Verdict
 from planish.verify.cases import Case
-from planish.verify.lowering import Execution, check_lowering
+from planish.verify.lowering import Execution, Lowered, check_lowering
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
 from planish_targets import registry, runner
@@ -29,6 +29,10 @@ def program() -> Program:
 
 
 def judged(program: Program, monkeypatch: pytest.MonkeyPatch, into: Path, *, breaks: bool, error: float) -> Verdict:
+    return lowered(program, monkeypatch, into, breaks=breaks, error=error).verdict
+
+
+def lowered(program: Program, monkeypatch: pytest.MonkeyPatch, into: Path, *, breaks: bool, error: float) -> Lowered:
     """The verdict on an artifact that is `error` off; asked for inner values, the runner `breaks` or shows none."""
 
     def run(command: Any, artifact: Artifact, feeds: Any, **options: Any) -> runner.Ran | runner.Broke:
@@ -40,18 +44,18 @@ def judged(program: Program, monkeypatch: pytest.MonkeyPatch, into: Path, *, bre
     monkeypatch.setattr("planish.verify.lowering.protocol.run", run)
     target = registry.find("reference")
     artifact = target.lower(program, into, FLOAT)
-    lowered = check_lowering(
+    return check_lowering(
         target, artifact, program, program, [CASE], recipe=FLOAT, numerics=Numerics(), execution=Execution()
     )
-    return lowered.verdict
 
 
 def test_a_runner_that_shows_no_inner_values_is_fine(
     program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    verdict = judged(program, monkeypatch, tmp_path, breaks=False, error=0.0)
-    assert isinstance(verdict, Passed)
-    assert "step" not in {m.name for m in verdict.metrics}
+    found = lowered(program, monkeypatch, tmp_path, breaks=False, error=0.0)
+    assert isinstance(found.verdict, Passed)
+    assert "step" not in {m.name for m in found.verdict.metrics}
+    assert [d.reason for d in found.drift] == ["this runner shows no inner values"]
 
 
 def test_a_run_for_inner_values_that_breaks_is_told(

@@ -29,14 +29,14 @@ from planish.bundle.manifest import (
     digest_of,
     result_of,
 )
-from planish.bundle.part import encode
+from planish.bundle.part import Number, encode
 from planish.bundle.surroundings import created, package_version, tools, without_paths
 from planish.bundle.verdicts import entry_of, verdict_to_json
 from planish.compiled import Compiled, TargetResult
 from planish.recipes import find_recipe
 from planish.request import Request
 from planish.source import Source
-from planish.verdict import NotRun
+from planish.verdict import Drift, NotRun
 from planish_targets.contract import Evidence, Placement
 from planish_targets.registry import targets
 
@@ -102,8 +102,19 @@ def _target_report(result: TargetResult) -> dict[str, Any]:
         "steps": [asdict(s) for s in result.steps],
         "placement": placement and {**asdict(placement), "share": placement.share()},
         "latency": {"device": result.latency_device, "seconds": {c: encode(s) for c, s in result.latency.items()}},
+        "speed": result.speed and asdict(result.speed),
+        "drift": [_drift(d) for d in result.drift],
         "notes": list(result.artifact.notes) if result.artifact else [],
     }
+
+
+def _drift(drift: Drift) -> dict[str, Any]:
+    layers = [{**asdict(x), "largest": _short(x.largest), "typical": _short(x.typical)} for x in drift.layers]
+    return {"of": drift.of, "case": drift.case, "reason": drift.reason, "layers": layers}
+
+
+def _short(value: float) -> Number:
+    return encode(float(f"{value:.4g}"))
 
 
 def _target(result: TargetResult, files: Mapping[str, FileEntry]) -> TargetEntry:

@@ -13,9 +13,10 @@ from planish.request import Gates
 from planish.source import Source
 from planish.tasks import Task
 from planish.tasks.generation import SLOTS, TOKENS
-from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
+from planish.verdict import Drift, Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case
-from planish.verify.diverge import relative_error
+from planish.verify.diverge import module_outputs, relative_error
+from planish.verify.drift import from_model
 from planish.verify.lowering import FLIP_NOISE, FLOORS, HALF_STORED, NOISE_MULTIPLE, Execution, rounds
 from planish.verify.quality import CAPTURE_LIMIT
 from planish_passes.bind import bind
@@ -45,6 +46,7 @@ class DecoderExam:
         truth: the original model's logits [1, N, V] of "text" and "story".
         recipe, gates: limits.
         given: inputs that stay the same from call to call, made by another program of the model.
+        inner: module path -> what it returned for the prompt, by the original model.
     """
 
     text: Tensor
@@ -53,6 +55,7 @@ class DecoderExam:
     recipe: RecipeSpec
     gates: Gates
     given: Mapping[str, Tensor] = field(default_factory=dict)
+    inner: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -69,7 +72,7 @@ class DecoderExam:
         story = torch.cat([prompt, greedy(model, prompt, max(1, min(GENERATED, longest - PROMPT)))], 1)
         with torch.no_grad():
             truth = {"text": model(input_ids=text).logits, "story": model(input_ids=story).logits}
-        return cls(text, story, truth, recipe, gates, given or {})
+        return cls(text, story, truth, recipe, gates, given or {}, module_outputs(model, {TOKENS: prompt}))
 
     def capture(self, program: Program) -> Verdict:
         """The traced program in one call and in parts, against the model in one call."""
@@ -99,6 +102,11 @@ class DecoderExam:
             return Passed("quality", Evidence.EXECUTED, metrics, "torch CPU")
         reason = "the program is too far from the original model"
         return Failed("quality", Evidence.EXECUTED, reason, metrics, "torch CPU")
+
+    def drift(self, yardstick: Program) -> Drift:
+        """Over the prompt, in one call."""
+        alone = bind(yardstick, self.given)
+        return from_model(alone, self.inner, Case("prompt", feed(alone, self.story[:, :PROMPT], empty_cache(alone))))
 
     def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> list[Case]:
         """A prompt, a second part of it, one token after both, one token at the very beginning."""

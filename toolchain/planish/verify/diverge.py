@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from planish.verdict import Divergence
+from planish.verdict import Divergence, Layer
 from planish.verify.cases import Case
 from planish.verify.compare import valid
 from planish_passes.interpret import interpret
@@ -31,6 +32,16 @@ def relative_error(found: Tensor, truth: Tensor) -> float:
     return float((found.double() - truth.double()).abs().max()) / max(scale, 1e-12) if truth.numel() else 0.0
 
 
+def apart(node: fx.Node, found: Tensor, truth: Tensor) -> Layer:
+    """How far a node's value is off."""
+    largest = relative_error(found, truth)
+    typical = largest
+    if math.isfinite(largest) and truth.numel():
+        found, truth = _filled(found).double(), _filled(truth).double()
+        typical = float((found - truth).norm()) / max(float(truth.norm()), 1e-12)
+    return Layer(node.name, op_name(node), module_path(node), largest, typical)
+
+
 def _filled(value: Tensor) -> Tensor:
     return torch.where(value.abs() > MASK_FILL, value.sign() * HALF_FILL, value)
 
@@ -50,7 +61,12 @@ def first(pairs: Iterable[tuple[fx.Node, Tensor, Tensor]], limit: float) -> Dive
 
 def against_model(program: Program, model: nn.Module, case: Case, limit: float) -> Divergence | None:
     """Compare each leaf module's output in the original model with the program's value at the same module path."""
-    truth = _module_outputs(model, case)
+    return first(beside(program, module_outputs(model, case.inputs, return_dict=True), case), limit)
+
+
+def beside(program: Program, truth: Mapping[str, Sequence[Tensor]], case: Case) -> list[tuple[fx.Node, Tensor, Tensor]]:
+    """(node, the program's value, the model's) of every composite whose module path is in `truth`; what was merged with
+    others (packed linears) has no counterpart and is left out."""
     pairs: list[tuple[fx.Node, Tensor, Tensor]] = []
     seen: dict[str, int] = {}
 
@@ -63,10 +79,11 @@ def against_model(program: Program, model: nn.Module, case: Case, limit: float) 
                 pairs.append((node, valid(value, case), valid(truth[path][number], case)))
 
     interpret(program, case.inputs, tap=tap)
-    return first(pairs, limit)
+    return pairs
 
 
-def _module_outputs(model: nn.Module, case: Case) -> dict[str, list[Tensor]]:
+def module_outputs(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> dict[str, list[Tensor]]:
+    """What each leaf module of the original model returned in one call, by module path, call by call."""
     outputs: dict[str, list[Tensor]] = {}
     handles = []
     for path, module in model.named_modules():
@@ -74,7 +91,7 @@ def _module_outputs(model: nn.Module, case: Case) -> dict[str, list[Tensor]]:
             handles.append(module.register_forward_hook(_Collector(path, outputs)))
     try:
         with torch.no_grad():
-            model(**case.inputs, return_dict=True)
+            model(**inputs, **options)
     finally:
         for handle in handles:
             handle.remove()
@@ -90,21 +107,29 @@ class _Collector:
             self.outputs.setdefault(self.path, []).append(output.detach().clone())
 
 
-def local_errors(program: Program, case: Case, found: Mapping[str, Tensor]) -> list[Divergence]:
+def local_errors(program: Program, case: Case, found: Mapping[str, Tensor]) -> list[Layer]:
     """Error of each tapped value given the artifact's own inputs to it, in execution order.
 
     The program runs on, step by step, from the artifact's values, so that errors do not add up and each step can be
     held to a tight limit.
     """
-    errors: list[Divergence] = []
+    return _apart(program, case, found, found)
+
+
+def drifted(program: Program, case: Case, found: Mapping[str, Tensor]) -> list[Layer]:
+    """Error of each tapped value of an artifact against the program's own, which add up, in execution order."""
+    return _apart(program, case, found, {})
+
+
+def _apart(program: Program, case: Case, found: Mapping[str, Tensor], forced: Mapping[str, Tensor]) -> list[Layer]:
+    layers: list[Layer] = []
 
     def tap(node: fx.Node, value: Tensor) -> None:
         if node.name in found:
-            error = relative_error(valid(found[node.name], case), valid(value, case))
-            errors.append(Divergence(node.name, op_name(node), module_path(node), error))
+            layers.append(apart(node, valid(found[node.name], case), valid(value, case)))
 
-    interpret(program, case.inputs, tap=tap, forced=found)
-    return errors
+    interpret(program, case.inputs, tap=tap, forced=forced)
+    return layers
 
 
 def against_taps(program: Program, case: Case, found: Mapping[str, Tensor], limit: float) -> Divergence | None:

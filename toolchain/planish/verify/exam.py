@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from planish.recipes import RecipeSpec
 from planish.request import Gates
 from planish.tasks.base import Sample
-from planish.verdict import NotRun, Verdict
+from planish.verdict import Drift, NotRun, Verdict
 from planish.verify.cases import Case, batches, edge_cases, fixed_cases
 from planish.verify.compare import Outputs
+from planish.verify.diverge import module_outputs
+from planish.verify.drift import from_model
 from planish.verify.lowering import Execution
 from planish.verify.quality import check_capture, check_quality, eager
 from planish_passes.program import Program
@@ -36,6 +38,10 @@ class Exam(Protocol):
 
     def quality(self, yardstick: Program) -> Verdict:
         """A target's yardstick against the original model."""
+        ...
+
+    def drift(self, yardstick: Program) -> Drift:
+        """How far the yardstick's inner values are from the original model's."""
         ...
 
     def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> list[Case]:
@@ -61,6 +67,7 @@ class EncoderExam:
     gates: Gates
     metric: str
     truth: dict[str, Outputs] = field(default_factory=dict)
+    inner: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
     given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def capture(self, program: Program) -> Verdict:
@@ -83,6 +90,13 @@ class EncoderExam:
             cosine=self.recipe.cosine if self.gates.cosine is None else self.gates.cosine,
             agree=self.recipe.agreement if self.gates.agreement is None else self.gates.agreement,
         )
+
+    def drift(self, yardstick: Program) -> Drift:
+        """On the shortest of the inputs that the quality is measured on."""
+        case = min(self._all(yardstick), key=lambda c: sum(t.numel() for t in c.inputs.values()))
+        if case.name not in self.inner:
+            self.inner[case.name] = module_outputs(self.model, case.inputs, return_dict=True)
+        return from_model(yardstick, self.inner[case.name], case)
 
     def _all(self, program: Program) -> list[Case]:
         if program.axes:
@@ -116,6 +130,10 @@ class NoExam:
     def quality(self, yardstick: Program) -> Verdict:
         """Not run."""
         return NotRun("quality", self.reason)
+
+    def drift(self, yardstick: Program) -> Drift:
+        """Not measured."""
+        return Drift("quantisation", reason=self.reason)
 
     def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> list[Case]:
         """None."""

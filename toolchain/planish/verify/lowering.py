@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from planish.verdict import Divergence, Failed, Metric, NotRun, Passed, Verdict
+from planish.speed import Speed, measured
+from planish.verdict import Divergence, Drift, Failed, Layer, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.compare import Outputs, worst
-from planish.verify.diverge import against_taps, local_errors
+from planish.verify.diverge import against_taps, drifted, local_errors
 from planish.verify.quality import run_program
 from planish_passes.errors import PlanishError
 from planish_passes.interpret import interpret
@@ -53,12 +53,18 @@ class Execution:
 
 @dataclass(frozen=True)
 class Lowered:
-    """Verdict of a lowering check, with what it measured on the way."""
+    """Verdict of a lowering check, with what it measured on the way.
+
+    Args:
+        truth: the yardstick's outputs.
+        speed: None when nothing ran to its end.
+        drift: how far inner values are off, where the runner shows them.
+    """
 
     verdict: Verdict
-    latency: Mapping[str, float]
-    device: str
     truth: Mapping[str, Outputs]
+    speed: Speed | None = None
+    drift: tuple[Drift, ...] = ()
 
 
 def noise(program: Program, cases: Sequence[Case], truth: Mapping[str, Outputs], compute: torch.dtype) -> float:
@@ -99,18 +105,18 @@ def check_lowering(
         truth = {case: {n: t for n, t in told.items() if n not in inside} for case, told in truth.items()}
     runner = execution.runner(target, artifact)
     if isinstance(runner, Unavailable):
-        return Lowered(NotRun("lowering", runner.reason), {}, "", truth)
+        return Lowered(NotRun("lowering", runner.reason), truth)
     repeat = 5 if runner.evidence is Evidence.EXECUTED else 1
     feeds = {c.name: c.inputs for c in cases}
     ran = protocol.run(runner, artifact, feeds, repeat=repeat, threads=execution.threads, timeout=execution.timeout)
     if isinstance(ran, protocol.Broke):
-        return Lowered(Failed("lowering", runner.evidence, ran.reason), {}, runner.device, truth)
+        return Lowered(Failed("lowering", runner.evidence, ran.reason, (), runner.device), truth)
     device = str(ran.device.get("device", runner.device))
-    latency = {c.name: statistics.median(s) for c in cases if (s := ran.seconds(c.name))}
+    speed = measured(ran, feeds, device, execution.threads)
     missing = [o for c in cases for o in truth[c.name] if o not in ran.outputs[c.name]]
     if missing:
         reason = f"the runner did not return {', '.join(sorted(set(missing)))}"
-        return Lowered(Failed("lowering", ran.evidence, reason, (), device), latency, device, truth)
+        return Lowered(Failed("lowering", ran.evidence, reason, (), device), truth, speed)
     level = noise(yardstick, cases, truth, runner.compute or numerics.compute)
     relative, absolute = (worst(cases, ran.outputs, truth, kind) for kind in ("relative", "max_abs"))
     if numerics.weights == torch.float16:
@@ -126,26 +132,28 @@ def check_lowering(
         Metric("cosine", rows.value, case=rows.case),
         Metric("noise", level),
     )
-    case = next(c for c in cases if c.name == relative.case)
-    local = _local(runner, artifact, form, _shortest_padded(cases, form), execution, runner.compute or numerics.compute)
+    case, short = next(c for c in cases if c.name == relative.case), _shortest_padded(cases, form)
+    local = _local(runner, artifact, form, short, execution, runner.compute or numerics.compute)
     remark = ""
+    drift: tuple[Drift, ...] = (Drift("lowering", reason="this runner shows no inner values"),)
     if isinstance(local, protocol.Broke):
         remark = f"the run that shows inner values broke: {local.reason}"
     elif local is not None:
-        metrics = (*metrics, local[0])
+        metrics, drift = (*metrics, local.metric), local.drift
     if all(m.ok for m in metrics):
         verdict: Verdict = Passed("lowering", ran.evidence, metrics, device)
         if remark:
             verdict = Failed("lowering", ran.evidence, f"{remark}; its steps were not checked", metrics, device)
-        return Lowered(verdict, latency, device, truth)
-    if isinstance(local, tuple) and not local[0].ok:
+        return Lowered(verdict, truth, speed, drift)
+    if isinstance(local, _Local) and not local.metric.ok:
         reason = "a step of the artifact computes something else than the program"
-        return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, local[1]), latency, device, truth)
+        failed = Failed("lowering", ran.evidence, reason, metrics, device, local.worst)
+        return Lowered(failed, truth, speed, drift)
     if artifact.context:
-        case = _shortest_padded(cases, form)
+        case = short
     diverged, told = _locate(target, form, case, recipe, execution, limit)
     reason = f"the artifact computes something else than the program{told}{'; ' if remark else ''}{remark}"
-    return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, diverged), latency, device, truth)
+    return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, diverged), truth, speed, drift)
 
 
 def _shortest_padded(cases: Sequence[Case], form: Program) -> Case:
@@ -161,9 +169,16 @@ def _shortest_padded(cases: Sequence[Case], form: Program) -> Case:
     return min(padded or cases, key=lambda c: sum(t.numel() for t in c.inputs.values()))
 
 
+@dataclass(frozen=True)
+class _Local:
+    metric: Metric
+    worst: Divergence
+    drift: tuple[Drift, ...]
+
+
 def _local(
     runner: Runner, artifact: Artifact, form: Program, case: Case, execution: Execution, compute: torch.dtype
-) -> tuple[Metric, Divergence] | protocol.Broke | None:
+) -> _Local | protocol.Broke | None:
     """Worst step of the artifact by multiples of its limit; None for runners that show no inner values."""
     names = [n.name for n in tap_points(form)]
     feed = {case.name: case.inputs}
@@ -171,15 +186,18 @@ def _local(
     if isinstance(ran, protocol.Broke):
         return ran
     shown = {n: t for n, t in ran.outputs[case.name].items() if n in set(names)}
-    errors = local_errors(form, case, shown)
-    if not errors:
+    steps = local_errors(form, case, shown)
+    if not steps:
         return None
-    ratios = [e.relative_error / _step_limit(e, form, compute) for e in errors]
+    ratios = [s.largest / _step_limit(s, form, compute) for s in steps]
     first = next((i for i, r in enumerate(ratios) if not r <= 1), ratios.index(max(ratios)))
-    return Metric("step", max(ratios), 1.0, case=errors[first].node), errors[first]
+    at = steps[first]
+    drift = (Drift("lowering", case.name, tuple(drifted(form, case, shown))), Drift("steps", case.name, tuple(steps)))
+    worst = Divergence(at.node, at.op, at.module, at.largest)
+    return _Local(Metric("step", max(ratios), 1.0, case=at.node), worst, drift)
 
 
-def _step_limit(step: Divergence, form: Program, compute: torch.dtype) -> float:
+def _step_limit(step: Layer, form: Program, compute: torch.dtype) -> float:
     flips = any(n.name == step.node and rounds(n) for n in form.graph.nodes)
     limits = NORM_LIMITS if step.op in _NORMS else STEP_LIMITS
     return max(limits[compute], FLIP_LIMIT if flips else 0.0)
