@@ -266,6 +266,33 @@ class Target(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Missing:
+    """What a target lacks on this machine and no package brings, and the step that mends it."""
+
+    what: str
+    mend: str
+
+
+@runtime_checkable
+class NeedsMore(Protocol):
+    """A target that needs more than packages: an SDK, a driver. It is asked before any work begins."""
+
+    def missing(self) -> Missing | None:
+        """What is not here; None when nothing is missing. Looks only, and never downloads."""
+        ...
+
+
+@runtime_checkable
+class OffersVariants(Protocol):
+    """A target with further forms of its artifact, each of them a target with a name of its own."""
+
+    @property
+    def variants(self) -> Mapping[str, Target]:
+        """Full name ("executorch:vulkan") -> variant. Compiled for on request alone, never by default."""
+        ...
+
+
 @runtime_checkable
 class ReadsPalettes(Protocol):
     """A target that stores weights as indices into tables (`planish.linear_lut`)."""

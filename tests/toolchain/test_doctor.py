@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import planish.doctor as doctor
+from planish.requirements import demand
 from planish_passes.errors import PlanishError
 from planish_targets import registry
-from planish_targets.contract import Evidence, Runner, Unavailable
+from planish_targets.contract import Evidence, Missing, Runner, Unavailable
 
 RUNS = Runner(("true",), Evidence.EMULATED, "an interpreter")
 
@@ -75,6 +76,40 @@ def test_verdict_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not doctor.examine().ok()  # nothing to compile for
     with pytest.raises(PlanishError):
         doctor.examine(["nope"])
+
+
+def variant(name: str, missing: Missing | None = None) -> Any:
+    made = target(name, runner=Unavailable("nothing here runs it"))
+    made.missing = lambda: missing
+    return made
+
+
+def test_variants_count_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = target("base")
+    base.variants = {
+        "base:sdk": variant("base:sdk", Missing("the SDK is not there", "set SDK_ROOT")),
+        "base:b": variant("base:b"),
+    }
+    monkeypatch.setattr(registry, "targets", lambda: {"base": base})
+    monkeypatch.setattr(doctor, "_planish", lambda: ("1.0", ()))
+    health = doctor.examine()
+    assert [(t.name, t.variant, t.ok) for t in health.targets] == [
+        ("base", False, True),
+        ("base:sdk", True, False),
+        ("base:b", True, True),
+    ]
+    assert health.targets[1].findings == (doctor.Finding("the SDK is not there", "set SDK_ROOT"),)
+    assert health.ok()
+    assert not doctor.examine(["base:sdk"]).ok(["base:sdk"])
+    assert doctor.examine(["base:b"]).ok(["base:b"])
+
+
+def test_what_no_package_brings_is_demanded_before_any_work() -> None:
+    with pytest.raises(PlanishError) as caught:
+        demand(variant("base:sdk", Missing("the SDK is not there", "set SDK_ROOT")))
+    assert caught.value.what == "target 'base:sdk' cannot be compiled here: the SDK is not there"
+    assert caught.value.hint == "set SDK_ROOT"
+    demand(variant("base:b"))
 
 
 def test_own_packages(monkeypatch: pytest.MonkeyPatch) -> None:

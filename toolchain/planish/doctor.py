@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from packaging.version import Version
 from planish.requirements import Requirement, requirements
 from planish_passes.errors import PlanishError
 from planish_targets import registry
-from planish_targets.contract import Artifact, Evidence, Target, Unavailable
+from planish_targets.contract import Artifact, Evidence, NeedsMore, Target, Unavailable
 
 PYTHON = "3.11"  # oldest that planish runs on
 _LITTLE_DISK = 2 << 30
@@ -44,6 +44,7 @@ class TargetHealth:
         evidence: the grade that a run of its artifact earns here; None when nothing can run it.
         device: what would run it, or why nothing can.
         findings: what is missing, outside its window or in the way.
+        variant: it is a variant of a target, which counts when it is asked for by name.
     """
 
     name: str
@@ -51,6 +52,7 @@ class TargetHealth:
     evidence: Evidence | None
     device: str
     findings: tuple[Finding, ...] = ()
+    variant: bool = False
 
     @property
     def installed(self) -> bool:
@@ -88,7 +90,8 @@ class Health:
 
     def ok(self, asked: Sequence[str] = ()) -> bool:
         """planish itself and the asked targets are fine; without any, those that are installed, and at least one is."""
-        judged = [t for t in self.targets if (t.name in asked if asked else t.installed and t.name != "reference")]
+        wanted = [t for t in self.targets if t.installed and not t.variant and t.name != "reference"]
+        judged = [t for t in self.targets if t.name in asked] if asked else wanted
         return bool(judged) and all(t.ok for t in judged) and not any(f.grave for f in self.findings)
 
 
@@ -96,12 +99,12 @@ def examine(asked: Sequence[str] = ()) -> Health:
     """Look at this machine; nothing is imported from a vendor's SDK but what a target's `runner` looks at.
 
     Args:
-        asked: names of targets; all when empty.
+        asked: names of targets; all, and their variants, when empty.
 
     Raises:
         PlanishError: no such target.
     """
-    chosen = [registry.find(name) for name in asked] or list(registry.targets().values())
+    chosen = [registry.find(name) for name in asked] or list(registry.known().values())
     version, packages = _planish()
     machine = look_around()
     findings = (*_package_findings(packages), *_machine_findings(machine))
@@ -110,6 +113,11 @@ def examine(asked: Sequence[str] = ()) -> Health:
 
 def examine_target(target: Target) -> TargetHealth:
     """Packages, and what would run an artifact here."""
+    health = _health(target)
+    return replace(health, variant=target.name in registry.variants())
+
+
+def _health(target: Target) -> TargetHealth:
     needed = requirements(target)
     missing = [r.package for r in needed if r.installed is None]
     findings = []
@@ -123,6 +131,10 @@ def examine_target(target: Target) -> TargetHealth:
     ]
     if missing:
         return TargetHealth(target.name, needed, None, "not installed", tuple(findings))
+    lacking = target.missing() if isinstance(target, NeedsMore) else None
+    if lacking is not None:
+        findings.append(Finding(lacking.what, lacking.mend))
+        return TargetHealth(target.name, needed, None, lacking.what, tuple(findings))
     try:
         runner = target.runner(Artifact(target.name, Path(), ""))
     except PlanishError as problem:

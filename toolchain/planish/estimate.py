@@ -26,7 +26,9 @@ _SPARE = 64 * _MB  # of disk: tokenizer, graph, reports
 _START, _PER_TRACED_LAYER, _PER_LOWERED_LAYER = 7.0, 0.45, 0.35  # CPU seconds
 _ROUNDED = {"nearest": 120e6, "search": 18e6, "calibrated": 1.7e6}  # weights per CPU second
 _WRITTEN = 500e6  # weights per CPU second and target
-_HALF = frozenset({"directml", "coreml"})  # targets that store float weights and scales as float16
+_HALF = frozenset(
+    {"directml", "coreml", "executorch:coreml", "executorch:qnn"}
+)  # targets that store float weights and scales as float16
 
 Rounding = Literal["nearest", "search", "calibrated"]
 

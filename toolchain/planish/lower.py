@@ -69,7 +69,7 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
         full = run_passes(full, pipeline.annotate(audit(full, seen))).program
     yardstick = full if request.logits == "all" else run_passes(full, pipeline.last_token()).program
     try:
-        outcome, artifact = _written(shared, target, yardstick, sizes, workdir / name)
+        outcome, artifact = _written(shared, target, yardstick, sizes, workdir / registry.folder(name))
     except PlanishError as refusal:
         reason = f"{refusal.what} ({refusal.where}); {refusal.hint}"
         return TargetResult(name, None, (Failed("lower", Evidence.STRUCTURAL, reason),))
@@ -130,7 +130,7 @@ def _written(
         raise PlanishError(
             f"{target.name} cannot encode {min(strange)}-bit weights",
             f"recipe {shared.recipe.name!r}",
-            f"widths that it can encode: {', '.join(map(str, sorted(can.bits)))}",
+            f"widths that it can encode: {', '.join(map(str, sorted(can.bits)))}" if can.bits else "recipe float",
         )
     if "planish.linear_lut" not in can.keeps and palettes(shared.program):
         raise PlanishError(

@@ -100,7 +100,7 @@ def load_request(file: Path | None, flags: Mapping[str, Any]) -> Request:
 
 
 def default_targets() -> tuple[str, ...]:
-    """The targets of a request that names none: all but the reference, which is for comparison."""
+    """The targets of a request that names none: all but the reference, which is for comparison, and no variants."""
     from planish_targets.registry import targets
 
     return tuple(name for name in targets() if name != "reference")
@@ -248,14 +248,18 @@ def _wrong(detail: Mapping[str, Any]) -> _Found:
 
 def _unknown_names(data: Mapping[str, Any]) -> list[_Found]:
     from planish.recipes import RECIPES
-    from planish_targets.registry import targets
+    from planish_targets import registry
 
     found: list[_Found] = []
-    known = list(targets())
+    known = list(registry.known())
+
+    def told(name: str) -> str:
+        return registry.hint(name) if ":" in name else _nearest(name, known, "target")
+
     asked = data.get("targets")
     if isinstance(asked, (list, tuple)):
         for name in (n for n in asked if isinstance(n, str) and n not in known):
-            found.append((("targets",), f"unknown target {name!r}", _nearest(name, known, "target")))
+            found.append((("targets",), f"unknown target {name!r}", told(name)))
     recipe, runner = data.get("recipe"), data.get("runner")
     if isinstance(recipe, str) and recipe not in RECIPES:
         found.append((("recipe",), f"unknown recipe {recipe!r}", _nearest(recipe, list(RECIPES), "recipe")))
@@ -267,7 +271,7 @@ def _unknown_names(data: Mapping[str, Any]) -> list[_Found]:
                     (("runner", name), f"the command of {name} {fault}", 'write it as in a shell: ssh HOST "..."')
                 )
         for name in (n for n in runner if n not in known):
-            found.append((("runner", name), f"runner for the unknown target {name!r}", _nearest(name, known, "target")))
+            found.append((("runner", name), f"runner for the unknown target {name!r}", told(name)))
     return found
 
 

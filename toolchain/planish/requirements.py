@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.specifiers import SpecifierSet
 
 from planish_passes.errors import PlanishError
-from planish_targets.contract import Target
+from planish_targets.contract import NeedsMore, Target
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ def _installed(package: str) -> str | None:
 
 
 def demand(target: Target) -> None:
-    """Nothing, when all packages are there.
+    """Nothing, when all that a target needs is there.
 
     Raises:
-        PlanishError: a package is missing or outside its window; the hint is the command that mends it.
+        PlanishError: a package or something else (an SDK) is missing, or outside its window; the hint mends it.
     """
     wrong = [r for r in requirements(target) if not r.ok]
     if wrong:
@@ -57,3 +57,6 @@ def demand(target: Target) -> None:
             "--target",
             f"pip install 'planish[{target.extra}]'",
         )
+    lacking = target.missing() if isinstance(target, NeedsMore) else None
+    if lacking is not None:
+        raise PlanishError(f"target {target.name!r} cannot be compiled here: {lacking.what}", "--target", lacking.mend)

@@ -52,7 +52,7 @@ def registry() -> Iterator[None]:
     """Windows of versions that do not change with the real targets."""
     known = {"onnxruntime": SimpleNamespace(requires={"onnxruntime": ">=1.22,<2"})}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contents, "targets", lambda: known)
+        patch.setattr(contents.registry, "known", lambda: known)
         yield
 
 

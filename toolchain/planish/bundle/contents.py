@@ -37,8 +37,8 @@ from planish.recipes import find_recipe
 from planish.request import Request
 from planish.source import Source
 from planish.verdict import Drift, NotRun
+from planish_targets import registry
 from planish_targets.contract import Evidence, Placement
-from planish_targets.registry import targets
 
 # From weak to strong.
 
@@ -121,7 +121,7 @@ def _target(result: TargetResult, files: Mapping[str, FileEntry]) -> TargetEntry
     name, verdicts = result.target, tuple(entry_of(v) for v in result.verdicts)
     lowering = next((v for v in result.verdicts if v.check == "lowering"), None)
     latency = LatencyEntry(device=result.latency_device, seconds={c: encode(s) for c, s in result.latency.items()})
-    known = targets().get(name.partition("/")[0])
+    known = registry.known().get(name.partition("/")[0])
     golden = golden_path(name)
     return TargetEntry(
         artifact=_artifact(result, files),
@@ -142,12 +142,12 @@ def _target(result: TargetResult, files: Mapping[str, FileEntry]) -> TargetEntry
 
 def artifact_folder(target: str) -> str:
     """Where the artifact of a target is, inside a bundle."""
-    return f"targets/{target}"
+    return f"targets/{registry.folder(target)}"
 
 
 def golden_path(target: str) -> str:
     """Where the golden inputs and outputs of a target are, inside a bundle."""
-    return f"golden/{target}.safetensors"
+    return f"golden/{registry.folder(target)}.safetensors"
 
 
 def _artifact(result: TargetResult, files: Mapping[str, FileEntry]) -> ArtifactEntry | None:

@@ -118,10 +118,11 @@ def compile_command(
       planish compile BAAI/bge-small-en-v1.5 -t onnxruntime,coreml -o out.planish
       planish compile ./my-model --sequence-length 256 --gate cosine=0.999
       planish compile ./my-model --runner directml="ssh winbox planish-run"
+      planish compile ./my-model -t executorch,executorch:vulkan
       planish compile -c planish.toml --threads 2
 
-    Without -t it compiles for every target that `planish targets` lists, but the reference. Every flag is also a key of
-    the request file:
+    Without -t it compiles for every target that `planish targets` lists, but the reference and variants (TARGET:NAME).
+    Every flag is also a key of the request file:
 
     \b
       model = "./my-model"        # relative to the file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,10 +27,12 @@ def doctor_command(
     Examples:
       planish doctor
       planish doctor -t coreml
+      planish doctor -t executorch:qnn
       planish doctor --json
 
     Exit code 0: planish itself and the targets given with -t are fine; without -t, all targets that are installed, and
-    there is at least one. Warnings do not count. Exit code 1: otherwise.
+    there is at least one. Warnings do not count, nor do variants (TARGET:NAME) that -t does not name. Exit code 1:
+    otherwise.
     """
     asked = options.names(targets)
     with results_only():
@@ -40,7 +43,7 @@ def doctor_command(
     if as_json:
         emit_json({"ok": ok, **report(health)})
     else:
-        show(health, ok)
+        show(health, ok, asked)
     if not ok:
         raise typer.Exit(FAILED)
 
@@ -54,26 +57,28 @@ def report(health: Health) -> dict[str, object]:
             {"package": p.package, "wanted": p.window, "installed": p.installed, "ok": p.ok} for p in health.packages
         ],
         "findings": health.findings,
-        "targets": [
-            {
-                "target": t.name,
-                "ok": t.ok,
-                "installed": t.installed,
-                "evidence": t.evidence,
-                "device": t.device,
-                "packages": [
-                    {"package": r.package, "wanted": r.window, "installed": r.installed, "ok": r.ok}
-                    for r in t.requirements
-                ],
-                "findings": t.findings,
-            }
-            for t in health.targets
-        ],
+        "targets": [_target(t) for t in health.targets if not t.variant],
+        "variants": [_target(t) for t in health.targets if t.variant],
     }
 
 
-def show(health: Health, ok: bool) -> None:
-    """Machine, one row per target, then each finding with what mends it."""
+def _target(health: TargetHealth) -> dict[str, object]:
+    return {
+        "target": health.name,
+        "ok": health.ok,
+        "installed": health.installed,
+        "evidence": health.evidence,
+        "device": health.device,
+        "packages": [
+            {"package": r.package, "wanted": r.window, "installed": r.installed, "ok": r.ok}
+            for r in health.requirements
+        ],
+        "findings": health.findings,
+    }
+
+
+def show(health: Health, ok: bool, asked: Sequence[str] = ()) -> None:
+    """Machine, one row per target, then each finding with what mends it; variants in detail when they are asked for."""
     from rich.table import Table
 
     from planish.cli.results import size
@@ -94,9 +99,12 @@ def show(health: Health, ok: bool) -> None:
     for target in health.targets:
         table.add_row(*_row(target))
     console.print(table)
+    if not asked and any(t.variant for t in health.targets):
+        told = "variants are compiled for when -t names them; planish doctor -t NAME tells what one of them needs"
+        console.print(told, style="dim", soft_wrap=True)
     console.print()
     found: list[tuple[str, Finding]] = [("planish", f) for f in health.findings]
-    found += [(t.name, f) for t in health.targets for f in t.findings]
+    found += [(t.name, f) for t in health.targets for f in t.findings if asked or not t.variant]
     for name, finding in found:
         console.print("problem" if finding.grave else "warning", style="red" if finding.grave else "yellow", end="  ")
         console.print(f"{name}: {finding.what}", soft_wrap=True)
@@ -110,7 +118,9 @@ def _row(target: TargetHealth) -> tuple[Text, ...]:
     from rich.text import Text
 
     state = "ready" if target.ok else "problem" if target.installed else "not installed"
-    style = {"ready": "green", "problem": "red", "not installed": "dim"}[state]
+    if target.variant and target.installed:
+        state = "compiles" if target.ok else "needs more"
+    style = {"ready": "green", "compiles": "green", "problem": "red"}.get(state, "dim")
     packages = ", ".join(f"{r.package} {r.installed or '-'}" for r in target.requirements)
     return (
         Text(target.name),

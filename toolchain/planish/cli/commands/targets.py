@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def targets_command(
     as_json: options.Json = False,
 ) -> None:
-    """List targets and recipes: what each can encode, what it needs, what can be proved about it here.
+    """List targets, their variants and recipes: what each can encode, what it needs, what can be proved about it here.
 
     \b
     Examples:
@@ -26,9 +26,10 @@ def targets_command(
         from planish.doctor import examine_target
         from planish_targets import registry
 
-        rows = [(target, examine_target(target)) for target in registry.targets().values()]
+        rows = [(target, examine_target(target)) for target in registry.known().values()]
     if as_json:
-        emit_json({"targets": [_to_json(*row) for row in rows], "recipes": _recipes()})
+        plain, variants = ([_to_json(*row) for row in rows if row[1].variant is kind] for kind in (False, True))
+        emit_json({"targets": plain, "variants": variants, "recipes": _recipes()})
         return
     _show(rows)
 
@@ -62,23 +63,34 @@ def _recipes() -> list[dict[str, object]]:
 def _encodes(target: Target) -> list[str]:
     from planish.recipes import RECIPES
 
-    return [r.name for r in RECIPES.values() if r.format is None or r.format.bits in target.capabilities.bits]
+    bits = target.capabilities.bits
+    needed = {r.name: {r.format.bits} if r.format else {4, 8} if r.keeps else set() for r in RECIPES.values()}
+    return [name for name, widths in needed.items() if widths <= bits]
 
 
 def _show(rows: list[tuple[Target, TargetHealth]]) -> None:
     from planish.recipes import RECIPES
 
     console = out()
+    begun = False
     for target, health in rows:
+        if health.variant and not begun:
+            begun = True
+            console.print("variants", style="bold", end="  ")
+            console.print("compiled for when -t names them, never by default\n", style="dim")
         console.print(target.name, style="bold cyan", end="  ")
         console.print(target.summary, soft_wrap=True)
         shapes = "dynamic or fixed" if target.capabilities.dynamic_shapes else "fixed"
         bits = ", ".join(map(str, sorted(target.capabilities.bits)))
-        console.print(f"  recipes {', '.join(_encodes(target))} (weights of {bits} bits); shapes {shapes}")
+        widths = f"weights of {bits} bits" if bits else "float weights only"
+        console.print(f"  recipes {', '.join(_encodes(target))} ({widths}); shapes {shapes}")
         console.print(f"  needs {', '.join(f'{p} {w}' for p, w in target.requires.items())}", soft_wrap=True)
         if not health.installed:
             console.print("  not installed", style="yellow", end=": ")
             console.print(health.findings[0].mend, style="bold", soft_wrap=True)
+        elif not health.ok:
+            console.print("  cannot be compiled here", style="yellow", end=": ")
+            console.print(f"{health.findings[0].what}; {health.findings[0].mend}", soft_wrap=True)
         elif health.evidence is None:
             console.print("  compiles here, nothing here runs it", style="yellow", end=": ")
             console.print(health.device, soft_wrap=True)
