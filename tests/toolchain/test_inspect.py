@@ -85,7 +85,12 @@ def test_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: dict[s
     (tmp_path / "manifest.json").touch()
     made = Artifact("one", tmp_path / "targets" / "one", "m.onnx", {"precision": "float16"})
     entries = {"one": SimpleNamespace(artifact=object()), "two": SimpleNamespace(artifact=None)}
-    bundle = SimpleNamespace(manifest=SimpleNamespace(targets=entries), artifact=lambda name: {"one": made}[name])
+    bundle = SimpleNamespace(
+        manifest=SimpleNamespace(targets=entries),
+        artifact=lambda name: {"one": made}[name],
+        signature=None,
+        evidence=lambda: (),
+    )
     monkeypatch.setattr(planish.bundle, "open_bundle", lambda path: bundle)
     facts = inspect(str(tmp_path))
     assert isinstance(facts, BundleFacts)

@@ -92,11 +92,18 @@ class ArtifactFacts:
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """A bundle: its manifest and every artifact in it."""
+    """A bundle: its manifest and every artifact in it.
+
+    Args:
+        signature: what `model.sig` claims, which nobody checked; "" when there is none.
+        evidence: targets of which devices sent results, unchecked as well.
+    """
 
     path: Path
     manifest: Manifest
     artifacts: Mapping[str, ArtifactFacts]
+    signature: str = ""
+    evidence: tuple[str, ...] = ()
 
 
 Facts = ModelFacts | BundleFacts | tuple[ArtifactFacts, ...]
@@ -146,7 +153,21 @@ def inspect_bundle(path: Path, asked: Sequence[str] = ()) -> BundleFacts:
         facts = _describe(artifact.path, [(registry.find(name), artifact)])
         if facts is not None:
             artifacts[name] = facts
-    return BundleFacts(path, bundle.manifest, artifacts)
+    sent = tuple(recorded.target for recorded in bundle.evidence())
+    return BundleFacts(path, bundle.manifest, artifacts, _signature(bundle.signature), sent)
+
+
+def _signature(file: Path | None) -> str:
+    from planish.trust.envelope import LARGEST, SignatureRefused, read_claim
+
+    if file is None:
+        return ""
+    try:
+        with file.open("rb") as stream:
+            claim = read_claim(stream.read(LARGEST + 1), str(file))
+    except SignatureRefused as problem:
+        return f"unreadable: {problem.what}"
+    return f"{claim.kind} {claim.hint}".strip()
 
 
 def inspect_artifacts(path: Path, targets: Sequence[Target]) -> tuple[ArtifactFacts, ...]:

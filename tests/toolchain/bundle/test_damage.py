@@ -241,3 +241,40 @@ def test_unreadable_file_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch)
     found = open_bundle(bundle).check_hashes()
     assert len(found) == len(files(bundle))
     assert found[0] == "unreadable: LICENSE (Permission denied)"
+
+
+def test_added_folder_without_files(bundle: Path) -> None:
+    (bundle / "targets" / "coreml" / "empty" / "inner").mkdir(parents=True)
+    assert problems(bundle) == ["extra: targets/coreml/empty/inner (a folder without files)"]
+
+
+@pytest.mark.parametrize("name", ["model.sig", "evidence/x", "Evidence/x"])
+def test_manifest_that_lists_what_comes_later(bundle: Path, name: str) -> None:
+    seal(bundle, lambda m: m["files"].update({name: m["files"]["report.json"]}))
+    with pytest.raises(PlanishError, match="is added after the manifest"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a//b"])
+def test_target_whose_name_leads_out(bundle: Path, name: str) -> None:
+    seal(bundle, lambda m: m["targets"].update({name: m["targets"]["executorch"]}))
+    with pytest.raises(PlanishError, match="not valid: targets"):
+        open_bundle(bundle)
+
+
+def test_stray_evidence(bundle: Path) -> None:
+    for place in (
+        "evidence/x",
+        "evidence/coreml/0123456789abcdef/more.bin",
+        "evidence/other/0123456789abcdef/device.json",
+    ):
+        path = bundle / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+        assert problems(bundle) == [f"extra: {place}"]
+        path.unlink()
+        for folder in list(path.relative_to(bundle).parents)[:-1]:
+            (bundle / folder).rmdir()
+    (bundle / "evidence/coreml/0123456789abcdef").mkdir(parents=True)
+    (bundle / "evidence/coreml/0123456789abcdef/device.json").write_text("{}")
+    assert "missing: evidence/coreml/0123456789abcdef/model.sig" in problems(bundle)

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ["compile", "verify", "inspect", "targets", "doctor"]
+COMMANDS = [
+    "compile",
+    "verify",
+    "sign",
+    "attest",
+    "accept",
+    "pack",
+    "unpack",
+    "inspect",
+    "targets",
+    "doctor",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

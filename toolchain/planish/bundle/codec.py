@@ -13,7 +13,7 @@ from planish.bundle.manifest import FORMAT, VERSION, Manifest
 from planish_passes.errors import PlanishError
 
 UNSEALED = "0" * 64
-_LARGEST = 64 << 20
+LARGEST = 64 << 20
 _DAMAGED = "the bundle is damaged: copy it again from where it was made, or compile it again"
 
 
@@ -58,8 +58,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
 
 
 def _raw(data: bytes, where: str) -> Mapping[str, Any]:
-    if len(data) > _LARGEST:
-        raise PlanishError(f"The manifest is larger than {_LARGEST >> 20} MiB.", where, _DAMAGED)
+    if len(data) > LARGEST:
+        raise PlanishError(f"The manifest is larger than {LARGEST >> 20} MiB.", where, _DAMAGED)
     try:
         raw = json.loads(data.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as problem:

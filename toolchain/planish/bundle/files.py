@@ -32,6 +32,12 @@ def walk(root: Path) -> Iterator[tuple[str, Path]]:
             raise PlanishError(f"{entry.name} is {kind}.", str(path), "a bundle holds folders and regular files only")
 
 
+def empty_folders(root: Path) -> list[str]:
+    """Folders below `root` that hold nothing, with forward slashes, sorted."""
+    empty = [Path(at) for at, folders, files in os.walk(root) if not folders and not files]
+    return sorted(at.relative_to(root).as_posix() for at in empty if at != root)
+
+
 def fingerprint(path: Path) -> FileEntry:
     """Size and hash of a file, read in pieces."""
     with path.open("rb") as file:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from planish.bundle.part import BundlePath, Count, Number, Part, Sha256
+from planish.bundle.part import BundlePath, Count, Number, Part, Sha256, TargetName
 from planish.bundle.verdicts import FailedEntry, PassedEntry, VerdictEntry
 from planish_targets.contract import Evidence
 
@@ -16,6 +16,8 @@ FORMAT: Literal["planish-bundle"] = "planish-bundle"
 VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+SIGNATURE = "model.sig"  # as model-signing calls it; who signs adds it later, so no manifest lists it
+EVIDENCE = "evidence"  # folder of what devices sent back; every result in it carries its own signature
 Result = Literal["passed", "failed", "not-run"]
 Extra = Annotated[dict[str, JsonValue], Field(description="keys of others; planish reads none of them")]
 
@@ -182,7 +184,10 @@ class Manifest(Part):
     tools: ToolsEntry
     result: Result = Field(description="failed when any gate failed, of the program or of a target")
     verdicts: tuple[VerdictEntry, ...] = Field(description="checks of the program that all targets share")
-    targets: dict[str, TargetEntry]
+    targets: dict[TargetName, TargetEntry] = Field(
+        description="name of the target or variant, and behind a slash the program where a model has several",
+        json_schema_extra={"additionalProperties": False},
+    )
     tokenizer: BundlePath | None = Field(description="folder that AutoTokenizer / AutoProcessor can open")
     notes: tuple[str, ...]
     files: dict[BundlePath, FileEntry] = Field(
@@ -197,6 +202,8 @@ class Manifest(Part):
             raise ValueError("files: two paths differ in case only")
         if MANIFEST in names:
             raise ValueError(f"files: {MANIFEST} cannot list itself")
+        if later := [name for name in names if name == SIGNATURE or name.partition("/")[0] == EVIDENCE]:
+            raise ValueError(f"files: {later[0]} is added after the manifest, and cannot be in it")
         for path in (self.tokenizer, REPORT, *self.source.license.files):
             if path is not None:
                 digest_of(self.files, path)

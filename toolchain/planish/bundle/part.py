@@ -27,6 +27,8 @@ BundlePath = Annotated[
     AfterValidator(_inside),
     Field(description="path inside the bundle, with forward slashes"),
 ]
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+TargetName = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(:{_NAME})?(/{_NAME})?$", max_length=200)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from planish.bundle.additions import Recorded, additions
 from planish.bundle.codec import parse_manifest
-from planish.bundle.files import fingerprint, walk
-from planish.bundle.manifest import MANIFEST, FileEntry, Manifest, TargetEntry
+from planish.bundle.files import empty_folders, fingerprint, walk
+from planish.bundle.manifest import MANIFEST, SIGNATURE, FileEntry, Manifest, TargetEntry
 from planish.bundle.swap import recover
 from planish_passes.errors import PlanishError
 from planish_targets.contract import Artifact
@@ -90,12 +91,30 @@ class Bundle:
         """
         found = dict(_readable(self.root))
         problems = [] if found.pop(MANIFEST, None) else [f"missing: {MANIFEST}"]
+        later = additions(found, self.manifest.targets)
         problems += [f"missing: {path}" for path in self.manifest.files if path not in found]
-        problems += [f"extra: {path}" for path in found if path not in self.manifest.files]
+        problems += later.problems
+        problems += [f"extra: {path}" for path in found if path not in self.manifest.files and path not in later.files]
+        problems += [
+            f"extra: {path} (a folder without files)" for path in empty_folders(self.root) if not self._has(path)
+        ]
         for path, listed in self.manifest.files.items():
             if path in found and (difference := _difference(found[path], listed)):
                 problems.append(f"{difference[0]}: {path} ({difference[1]})")
         return problems
+
+    def _has(self, folder: str) -> bool:
+        return any(path.startswith(f"{folder}/") for path in self.manifest.files)
+
+    @property
+    def signature(self) -> Path | None:
+        """The file that signs the bundle; None when nobody did."""
+        path = self.root / SIGNATURE
+        return path if path.is_file() else None
+
+    def evidence(self) -> tuple[Recorded, ...]:
+        """What devices sent back, as it lies there: nothing of it is checked."""
+        return additions(dict(_readable(self.root)), self.manifest.targets).evidence
 
     def _target(self, name: str) -> TargetEntry:
         known = self.manifest.targets
@@ -142,6 +161,8 @@ def open_bundle(path: Path) -> Bundle:
         raise PlanishError(what, str(problem.filename or path), f"rename it to {root.name}") from problem
     if not root.is_dir():
         what = "A bundle is a folder, this is a file." if root.is_file() else "There is no such bundle."
+        if root.is_file() and root.suffix == ".zip":
+            hint = f"planish unpack {path}"
         raise PlanishError(what, str(path), hint)
     names = dict(_readable(root))
     if MANIFEST not in names:

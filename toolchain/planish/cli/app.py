@@ -9,8 +9,11 @@ import typer
 from planish.cli.commands.compile import compile_command
 from planish.cli.commands.doctor import doctor_command
 from planish.cli.commands.eval import eval_command
+from planish.cli.commands.evidence import accept_command, attest_command
 from planish.cli.commands.inspect import inspect_command
+from planish.cli.commands.pack import pack_command, unpack_command
 from planish.cli.commands.run import run_command
+from planish.cli.commands.sign import sign_command
 from planish.cli.commands.targets import targets_command
 from planish.cli.commands.verify import verify_command
 from planish.cli.guard import Guarded
@@ -72,6 +75,11 @@ for name, command, short in (
     ("verify", verify_command, "Check a bundle again."),
     ("run", run_command, "Chat with a language model of a bundle, or complete a text."),
     ("eval", eval_command, "Measure a language model: perplexity, distance to the original."),
+    ("sign", sign_command, "Sign a bundle."),
+    ("attest", attest_command, "Run an artifact here and sign what came out."),
+    ("accept", accept_command, "Take the signed result of a device into a bundle."),
+    ("pack", pack_command, "Make one file of a bundle."),
+    ("unpack", unpack_command, "Make a bundle of that file again."),
     ("inspect", inspect_command, "Describe a model, a bundle or an artifact."),
     ("targets", targets_command, "List targets and recipes."),
     ("doctor", doctor_command, "Tell what works here, and what mends the rest."),

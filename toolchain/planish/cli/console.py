@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 def out() -> Console:
     """The console for results. Text is printed as it is: no markup, no colours that follow from its words."""
-    from rich.console import Console
+    from planish.cli.harmless import HarmlessConsole
 
-    return Console(file=sys.stdout, markup=False, highlight=False, emoji=False)
+    return HarmlessConsole(file=sys.stdout, markup=False, highlight=False, emoji=False)
 
 
 def err() -> Console:
     """The console for progress and errors."""
-    from rich.console import Console
+    from planish.cli.harmless import HarmlessConsole
 
-    return Console(file=sys.stderr, markup=False, highlight=False, emoji=False)
+    return HarmlessConsole(file=sys.stderr, markup=False, highlight=False, emoji=False)
 
 
 def emit_json(data: object) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from planish.trust.check import Trusted
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
@@ -20,6 +23,41 @@ RunnerPairs = Annotated[
     typer.Option("--runner", metavar="TARGET=COMMAND", help="Command that runs the artifact of a target; repeatable."),
 ]
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder NAME.planish.", show_default=False)]
+
+BundleOrPacked = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A folder NAME.planish, or what planish pack made.", show_default=False)
+]
+TrustedKeys = Annotated[
+    list[Path] | None, typer.Option("--key", metavar="PUB.pem", help="Public key of a signer; repeatable.")
+]
+TrustedRoots = Annotated[
+    list[Path] | None,
+    typer.Option("--certificate", metavar="ROOT.pem", help="Root that vouches for signers; repeatable."),
+]
+TrustedIdentity = Annotated[
+    str | None, typer.Option("--identity", metavar="NAME", help="Signer known to Sigstore; needs --issuer, network.")
+]
+TrustedIssuer = Annotated[str | None, typer.Option("--issuer", metavar="URL", help="Who vouches for the identity.")]
+
+
+def trusted(
+    keys: Iterable[Path] | None, roots: Iterable[Path] | None, identity: str | None, issuer: str | None
+) -> Trusted | None:
+    """Whose signatures count; None when nobody is named.
+
+    Raises:
+        UsageError: an identity without its issuer.
+        PlanishError: a key cannot be read.
+    """
+    from planish.cli.guard import UsageError
+    from planish.trust.check import Identity, Trusted
+    from planish.trust.keys import public_key
+
+    if (identity is None) != (issuer is None):
+        hint = "--identity NAME --issuer URL"
+        raise UsageError("An identity and its issuer belong together.", "--identity", hint)
+    people = (Identity(identity, issuer),) if identity is not None and issuer is not None else ()
+    return Trusted(tuple(public_key(key) for key in keys or ()), tuple(roots or ()), (), people) or None
 
 
 def names(given: Iterable[str] | None) -> tuple[str, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from planish.cli import options
 from planish.cli.console import emit_json, out, results_only
+from planish.cli.guard import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,14 +35,25 @@ def inspect_command(
     \b
     Examples:
       planish inspect ./my-model                  can it be compiled, and as what?
-      planish inspect my-model-int8.planish
+      planish inspect my-model-int8.planish       a folder, or packed
       planish inspect my-model-int8.planish -t coreml --view
       planish inspect model.onnx --json
     """
     with results_only():
-        from planish.inspect import inspect
+        from planish.bundle.unpack import is_packed, unpacked
+        from planish.inspect import BundleFacts, inspect
 
-        facts = inspect(path, options.names(targets))
+        packed = Path(path).expanduser()
+        if is_packed(packed):
+            if view:
+                raise UsageError(
+                    "A packed bundle has no file that Netron can open.", "--view", f"planish unpack {path}"
+                )
+            with unpacked(packed) as folder:
+                found = inspect(str(folder), options.names(targets))
+            facts = replace(found, path=packed) if isinstance(found, BundleFacts) else found
+        else:
+            facts = inspect(path, options.names(targets))
     if as_json:
         emit_json(to_json(facts))
     else:
@@ -66,7 +80,8 @@ def to_json(facts: Facts) -> dict[str, Any]:
         }
     if isinstance(facts, BundleFacts):
         manifest = facts.manifest.model_dump(mode="json")
-        return {"kind": "bundle", "path": facts.path, "manifest": manifest, "artifacts": facts.artifacts}
+        added = {"signature": facts.signature or None, "evidence": facts.evidence}
+        return {"kind": "bundle", "path": facts.path, "manifest": manifest, "artifacts": facts.artifacts, **added}
     return {"kind": "artifact", "artifacts": facts}
 
 
@@ -126,6 +141,13 @@ def _show_bundle(console: Console, facts: BundleFacts) -> None:
     _row(console, "recipe", manifest.recipe.name)
     _row(console, "made", f"{manifest.created} by planish {manifest.planish}")
     _row(console, "result", manifest.result, "green" if manifest.result == "passed" else "red")
+    _row(
+        console,
+        "signature",
+        f"{facts.signature} (not checked: planish verify --signature)" if facts.signature else "none",
+    )
+    if facts.evidence:
+        _row(console, "evidence", f"of devices, for {', '.join(dict.fromkeys(facts.evidence))} (not checked)")
     for name, entry in manifest.targets.items():
         if name in facts.artifacts:
             console.print()

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planish.cli import options
 from planish.cli.console import emit_json, out, results_only
-from planish.cli.guard import GATE, Told, tell
+from planish.cli.guard import GATE, Told, UsageError, tell
 from planish.cli.progress import progress
+
+if TYPE_CHECKING:
+    from planish.verify import Ask, BundleReport
 
 
 def verify_command(
-    bundle: options.Bundle,
+    bundle: options.BundleOrPacked,
     targets: options.Targets = None,
     runner: options.RunnerPairs = None,
     threads: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Threads of the runtimes.")] = 1,
     timeout: Annotated[float, typer.Option(min=0.001, max=1e6, metavar="SECONDS", help="Limit of one run.")] = 600.0,
+    run: Annotated[bool, typer.Option("--run/--no-run", help="Run every artifact.")] = True,
+    signature: Annotated[
+        bool, typer.Option("--signature", help="It must be signed by somebody who is trusted.")
+    ] = False,
+    key: options.TrustedKeys = None,
+    certificate: options.TrustedRoots = None,
+    identity: options.TrustedIdentity = None,
+    issuer: options.TrustedIssuer = None,
+    evidence_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--evidence-key", metavar="PUB.pem", help="Public key of a device whose results count; repeatable."
+        ),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="POLICY.toml", help="Rules that the bundle must keep.")
+    ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -27,30 +48,99 @@ def verify_command(
     \b
     Examples:
       planish verify my-model-int8.planish
+      planish verify my-model-int8.planish.zip --signature --key maker.pub.pem
+      planish verify my-model-int8.planish --policy policy.toml --no-run
       planish verify my-model-int8.planish --runner coreml="ssh mac planish-run"
       planish verify my-model-int8.planish --json | jq .ok
+
+    A policy names the signers that count and what is asked of each target; all that it does not find is refused:
+
+    \b
+      version = 1
+      [signature]
+      keys = ["maker.pub.pem"]
+      [[sources]]
+      hub = "BAAI/*"
+      [targets.coreml]
+      evidence = "executed"
+      checks = ["quality", "lowering"]
     """
     commands = options.pairs(runner, "--runner")
     with progress(quiet) as shown, results_only(verbose):
         shown.stage("start", "torch, transformers")
+        from planish.bundle.unpack import unpacked
         from planish.cli.results import artifact_sizes, results_to_json, show_results
         from planish.verify import verify_bundle
 
+        signers = options.trusted(key, certificate, identity, issuer)
+        ask = _ask(signature, signers, evidence_key, policy, run)
         asked = options.known_targets(options.names(targets))
         options.check_commands(commands)
-        report = verify_bundle(
-            bundle, targets=asked or None, runner=commands, threads=threads, timeout=timeout, progress=shown
-        )
-        sizes = artifact_sizes(report.targets)
+        with unpacked(bundle) as folder:
+            report = verify_bundle(
+                folder,
+                targets=asked or None,
+                runner=commands,
+                threads=threads,
+                timeout=timeout,
+                progress=shown,
+                ask=ask,
+            )
+            sizes = artifact_sizes(report.targets)
     if as_json:
-        emit_json({"ok": not report.failed, "bundle": bundle, **results_to_json(report, sizes)})
+        emit_json(
+            {"ok": not report.failed, "bundle": bundle, "signer": report.signer, **results_to_json(report, sizes)}
+        )
     else:
         show_results(report, sizes, str(bundle))
-        if not report.failed:
-            out().print("no check failed", style="green")
+        _show_trust(report)
     if report.failed:
         count = len(report.failed)
         what = f"{count} gates failed." if count > 1 else "A gate failed."
-        where = ", ".join(f"{name} {verdict.check}" for name, verdict in report.failed)
-        tell(Told(what, where, "compile the model again, or copy the bundle again from where it was made"))
+        where = ", ".join(dict.fromkeys(f"{name} {verdict.check}" for name, verdict in report.failed))
+        tell(Told(what, where, _hint(report)))
         raise typer.Exit(GATE)
+
+
+def _ask(signature: bool, signers: object, evidence_key: list[Path] | None, policy: Path | None, run: bool) -> Ask:
+    from planish.trust.check import Trusted
+    from planish.trust.policy import load_policy
+    from planish.verify import Ask
+
+    assert signers is None or isinstance(signers, Trusted)
+    if policy is not None:
+        if signature or signers is not None or evidence_key:
+            hint = "leave --signature, --key and --evidence-key out, or write them into the policy"
+            raise UsageError("The policy itself says whose signatures count.", "--policy", hint)
+        return Ask(policy=load_policy(policy), run=run)
+    devices = options.trusted(evidence_key, None, None, None) or Trusted()
+    if signature and signers is None:
+        signers = Trusted()  # what the bundle is signed with decides what to say
+    return Ask(signers=signers, devices=devices, run=run)
+
+
+def _show_trust(report: BundleReport) -> None:
+    from planish.verdict import Passed
+
+    console = out()
+    for result in report.targets:
+        for sent in (v for v in result.verdicts if v.check == "device" and isinstance(v, Passed)):
+            console.print("evidence", style="green", end="  ")
+            console.print(f"{result.target}: {sent.evidence} on {sent.device}", soft_wrap=True)
+    if report.signer is not None:
+        console.print("signed", style="green", end="  ")
+        console.print(f"by {report.signer}", soft_wrap=True)
+    if any(v.check == "policy" and isinstance(v, Passed) for v in report.verdicts):
+        console.print("policy", style="green", end="  ")
+        console.print("kept")
+    if not report.failed:
+        console.print("no check failed", style="green")
+
+
+def _hint(report: BundleReport) -> str:
+    checks = {verdict.check for _, verdict in report.failed}
+    if "policy" in checks:
+        return "get a bundle that keeps the policy, or change the policy on purpose"
+    if "signature" in checks:
+        return "get the bundle from its maker again, and do not ship this one"
+    return "compile the model again, or copy the bundle again from where it was made"
