@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from planish import budget
 from planish.capture import capture
 from planish.checkpoint import Loaded, check_finite
-from planish.compiled import Compiled, Progress, TargetResult, TensorBytes
+from planish.compiled import Compiled, Progress, TargetResult, TensorBytes, nothing_ran
 from planish.estimate import check_room, estimate
 from planish.generation_files import special_tokens
 from planish.keeping import check_kept, keep, stored_formats
@@ -51,11 +51,14 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
     """
     job = _open(request, progress, workdir)
     made = [job.make(task) for task in job.tasks]
+    results = tuple(sorted((r for m in made for r in m.results), key=job.order))
+    if job.request.verify:
+        job.notes.update(dict.fromkeys(nothing_ran(results)))
     return Compiled(
         request=job.request,
         source=job.source,
         verdicts=tuple(v for m in made for v in m.verdicts),
-        targets=tuple(sorted((r for m in made for r in m.results), key=job.order)),
+        targets=results,
         weights=tuple({w.name: w for m in made for w in m.weights}.values()),
         refused=tuple(r for m in made for o in m.outcomes for r in o.refused),
         steps=tuple(s for m in made for o in m.outcomes for s in o.steps),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from planish.request import Request
 from planish.source import Source
 from planish.speed import Speed
-from planish.verdict import Drift, Failed, Verdict
+from planish.verdict import Drift, Failed, NotRun, Verdict
 from planish_passes.infra import Refusal, Step
 from planish_targets.contract import Artifact, Placement
 
@@ -101,6 +101,15 @@ class Compiled:
         """(target or "program", gate) for everything that failed."""
         shared = tuple(("program", v) for v in self.verdicts if isinstance(v, Failed))
         return shared + tuple((t.target, v) for t in self.targets for v in t.failed)
+
+
+def nothing_ran(results: Sequence[TargetResult]) -> tuple[str, ...]:
+    """A note for a bundle whose artifacts nothing could run, though checks were asked for; empty when one ran."""
+    made = [r for r in results if r.artifact is not None]
+    if not made or any(not isinstance(v, NotRun) for r in made for v in r.verdicts if v.check == "lowering"):
+        return ()
+    names = ", ".join(r.target for r in made)
+    return (f"no artifact of this bundle was run ({names}): what is known of them is their structure",)
 
 
 class Progress(Protocol):

@@ -6,7 +6,7 @@ cannot hold (1e-12) as its smallest positive number, 2^-24 (see `emit.network.la
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,18 @@ def read(package: Path, modules: Mapping[str, str], function: str | None = None)
         function: its name; None takes the only or the default one.
         modules: name of an FX node, with which MIL names start -> source module.
     """
+    found, number = steps_of(package, lambda op: modules.get(op.output.partition("__")[0], ""), function)
+    return steps.attributes(found, number)
+
+
+def steps_of(
+    package: Path, module: Callable[[Operation], str], function: str | None = None
+) -> tuple[list[Step], Callable[[Any], Number | None]]:
+    """One function in the words of `planish_targets.attributes`, and the value of a key that is a constant.
+
+    Args:
+        module: source module of an operation.
+    """
     operations = list(read_function(package, function).block.walk())
     constants = {op.output: op.inputs["val"][0] for op in operations if op.type == "const"}
 
@@ -44,11 +56,10 @@ def read(package: Path, modules: Mapping[str, str], function: str | None = None)
             return None
         return Number(float(tensor), value.type.dtype.storage)
 
-    return steps.attributes([_step(op, modules, number) for op in operations], number)
+    return [_step(op, module(op), number) for op in operations], number
 
 
-def _step(op: Operation, modules: Mapping[str, str], number: Any) -> Step:
-    module = modules.get(op.output.partition("__")[0], "")
+def _step(op: Operation, module: str, number: Any) -> Step:
     if op.type in _DEFAULTS:
         given = _key(op, "epsilon")
         epsilon = Number(_DEFAULTS[op.type]) if given is None else number(given)

@@ -1,4 +1,4 @@
-"""Epsilons in a written .pte file: arguments of portable kernels, and constants inside XNNPACK graphs."""
+"""Epsilons in a written .pte file: arguments of portable kernels, and constants inside delegates."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from planish_targets import attributes as steps
 from planish_targets.attributes import Number, Step
 from planish_targets.contract import Attribute, Unavailable
+from planish_targets.executorch.payloads import delegate_steps, placed
 from planish_targets.executorch.pte import SCALAR_TYPES, XNNPACK, PteFile, from_bytes, xnnpack_graphs
 
 _MOVES = frozenset(
@@ -27,17 +28,20 @@ _FLOATS = {"xnn_datatype_fp32": torch.float32, "xnn_datatype_fp16": torch.float1
 _INTERNAL = 0xFFFFFFFF  # external_id of a value that stays inside a delegate
 
 
-def read(file: PteFile, kernels: Sequence[str], handles: Mapping[str, str]) -> tuple[Attribute, ...] | Unavailable:
+def read(
+    file: PteFile, kernels: Sequence[str], handles: Mapping[str, str], inner: Mapping[str, str] | None = None
+) -> tuple[Attribute, ...] | Unavailable:
     """Epsilons of the plan and of its delegates, across their borders.
 
     Args:
         file: the artifact.
         kernels: source module per instruction, empty for an artifact from elsewhere.
-        handles: debug handle (as text) of a delegated operation -> source module.
+        handles: debug handle (as text) of an operation that XNNPACK computes -> source module.
+        inner: "delegate:operation" of other delegates -> source module.
     """
-    others = sorted({d.id for d in file.plan.delegates} - {XNNPACK})
-    if others:
-        return Unavailable(f"payloads of {', '.join(others)} cannot be read here")
+    others = delegate_steps(file, inner or {})
+    if isinstance(others, Unavailable):
+        return others
     graphs, found, constants = xnnpack_graphs(file), list[Step](), dict[Hashable, Number]()
     for index, value in enumerate(file.plan.values):
         number = _number(file, index, value.val)
@@ -49,6 +53,10 @@ def read(file: PteFile, kernels: Sequence[str], handles: Mapping[str, str]) -> t
         if kind == "KernelCall":
             operator = file.plan.operators[call.op_index]
             found.append(_kernel(operator.name, operator.overload, call.args, constants, module))
+        elif kind == "DelegateCall" and call.delegate_index in others:
+            part = placed(others[call.delegate_index], index, call.args)
+            constants |= part.numbers
+            found += part.steps
         elif kind == "DelegateCall":
             graph = graphs[call.delegate_index]
             keys = _keys(graph, index, call.args)

@@ -1,10 +1,10 @@
-"""From a program to the bytes of a .pte, through executorch's edge dialect and the XNNPACK partitioner."""
+"""From a program to the bytes of a .pte, through executorch's edge dialect and a partitioner (XNNPACK's by default)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from planish_targets.executorch.states import KEPT, Cache, inside, settled
 from planish_targets.executorch.tables import with_kernels
 
 LATER = (*KEPT, "planish.embedding_q")  # composites that become executorch's own kernels here
+Edge = Callable[[ExportedProgram, Mapping[str, object]], Any]  # program and constant methods -> EdgeProgramManager
 # What executorch's passes raise at programs that they do not take; anything else is a defect and keeps its traceback.
 _LOWERING_ERRORS = (RuntimeError, ValueError, NotImplementedError, AssertionError, KeyError, TypeError)
 
@@ -39,6 +40,7 @@ class Written:
         inputs: ports of the file, which are not those of the program when caches are inside.
         longest: most tokens of one call of a program with caches; 0 when there are none.
         kernel_libraries: folders of the package whose kernels the file needs beside the runtime's own.
+        inner: "delegate:operation", in the payload's own words -> source module; of delegates that record it.
     """
 
     delegated: int
@@ -50,15 +52,17 @@ class Written:
     inputs: tuple[Port, ...]
     longest: int = 0
     kernel_libraries: tuple[str, ...] = ()
+    inner: Mapping[str, str] = field(default_factory=dict)
 
 
-def write(program: Program, to: Path, facts: Mapping[str, object] | None = None) -> Written:
+def write(program: Program, to: Path, facts: Mapping[str, object] | None = None, edge: Edge | None = None) -> Written:
     """Lower and write.
 
     Args:
         program: in the form that the target's passes make.
         to: the file.
         facts: values of constant methods, by name.
+        edge: partitions and lowers to a delegate; None = XNNPACK.
 
     Raises:
         PlanishError: an operator has no form here; names it, its module and the way out.
@@ -66,7 +70,7 @@ def write(program: Program, to: Path, facts: Mapping[str, object] | None = None)
     _check(program)
     with quiet(), lean(), torch.no_grad(), settled(program.graph):
         program, caches = inside(with_kernels(program.copy()))
-        manager, written = _lower(_with_weights(program), program, facts or {})
+        manager, written = _lower(_with_weights(program), program, facts or {}, edge or _xnnpack)
         longest = program.axes["sequence"][1] if caches and "sequence" in program.axes else int(bool(caches))
         written = replace(written, caches=caches, longest=longest)
         with to.open("wb") as file:
@@ -74,17 +78,27 @@ def write(program: Program, to: Path, facts: Mapping[str, object] | None = None)
     return written
 
 
-def _lower(exported: ExportedProgram, program: Program, facts: Mapping[str, object]) -> tuple[Any, Written]:
+def to_edge(exported: ExportedProgram, facts: Mapping[str, object], partitioner: Any) -> Any:
+    """executorch's edge program with what `partitioner` takes lowered to its delegate."""
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
+    return to_edge_transform_and_lower(
+        decomposed(exported, partitioner.ops_to_not_decompose(exported)[0]),
+        partitioner=[partitioner],
+        constant_methods=dict(facts) or None,
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+
+
+def _xnnpack(exported: ExportedProgram, facts: Mapping[str, object]) -> Any:
+    return to_edge(exported, facts, partitioner())
+
+
+def _lower(
+    exported: ExportedProgram, program: Program, facts: Mapping[str, object], lowered: Edge
+) -> tuple[Any, Written]:
     try:
-        xnnpack = partitioner()
-        edge = to_edge_transform_and_lower(
-            decomposed(exported, xnnpack.ops_to_not_decompose(exported)[0]),
-            partitioner=[xnnpack],
-            constant_methods=dict(facts) or None,
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),
-        )
+        edge = lowered(exported, facts)
     except _LOWERING_ERRORS as problem:
         raise _refusal(program.graph, problem) from problem
     graph = edge.exported_program().graph_module
@@ -99,7 +113,15 @@ def _lower(exported: ExportedProgram, program: Program, facts: Mapping[str, obje
     kernels = _kernel_modules(manager, modules)
     libraries = _libraries(manager)
     return manager, Written(
-        sum(counts), portable, len(counts), kernels, handles, (), program.inputs, kernel_libraries=libraries
+        sum(counts),
+        portable,
+        len(counts),
+        kernels,
+        handles,
+        (),
+        program.inputs,
+        kernel_libraries=libraries,
+        inner=_inner_modules(manager, handles),
     )
 
 
@@ -163,6 +185,19 @@ def _kernel_modules(manager: Any, modules: Mapping[int, str]) -> tuple[str, ...]
     origin = manager.debug_handle_map["forward"]
     count = len(manager.executorch_program.execution_plan[0].chains[0].instructions)
     return tuple(modules.get(h, "") if isinstance(h := origin.get(i), int) else "" for i in range(count))
+
+
+def _inner_modules(manager: Any, handles: Mapping[int, str]) -> dict[str, str]:
+    """Source module of each operation inside a delegate that records where its operations come from."""
+    instructions = manager.executorch_program.execution_plan[0].chains[0].instructions
+    found = {}
+    for at, told in manager.delegate_map["forward"].items():
+        delegate = instructions[at].instr_args.delegate_index
+        for name, origin in (told["delegate_map"] or {}).items():
+            module = next((handles[h] for h in origin if handles.get(h)), "") if origin else ""
+            if module:
+                found[f"{delegate}:{name}"] = module
+    return found
 
 
 def _check_kernels(manager: Any, modules: Mapping[int, str]) -> None:

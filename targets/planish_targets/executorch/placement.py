@@ -1,60 +1,81 @@
-"""Where each operation of a .pte runs: in an XNNPACK delegate, or in a portable kernel, read from the file itself."""
+"""Where each operation of a .pte runs: in a delegate, or in a portable kernel, read from the file itself."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from planish_targets.contract import Placed, Placement
+from planish_targets.contract import Placed, Placement, Unavailable
+from planish_targets.executorch.delegates.delegate import Payload
+from planish_targets.executorch.payloads import of_delegate, payloads
 from planish_targets.executorch.pte import SCALAR_TYPES, XNNPACK, PteFile, xnnpack_graphs
 
-_SOURCE = "execution plan of the .pte and the XNNPACK graphs in it"
+_SOURCE = "execution plan of the .pte and the payloads of its delegates"
 
 
-def placement(file: PteFile, kernels: Sequence[str], handles: Mapping[str, str]) -> Placement:
+def placement(
+    file: PteFile,
+    kernels: Sequence[str],
+    handles: Mapping[str, str],
+    inner: Mapping[str, str] | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> Placement:
     """One entry per operation.
 
     Args:
         file: the artifact.
         kernels: source module per instruction, empty for an artifact from elsewhere.
-        handles: debug handle (as text) of a delegated operation -> source module.
+        handles: debug handle (as text) of an operation that XNNPACK computes -> source module.
+        inner: "delegate:operation" of other delegates -> source module.
+        reasons: operator -> why its partitioner left it to portable kernels, where that is recorded.
     """
-    graphs = xnnpack_graphs(file)
+    graphs, others = xnnpack_graphs(file), payloads(file)
     nodes: list[Placed] = []
     for index, instruction in enumerate(file.plan.chains[0].instructions):
         call, module = instruction.instr_args, kernels[index] if index < len(kernels) else ""
         kind = type(call).__name__
         if kind == "KernelCall":
             operator = file.plan.operators[call.op_index].name
-            nodes.append(
-                Placed(f"instruction {index}", operator, "fallback", "portable kernel", _reason(operator), module)
-            )
+            reason = (reasons or {}).get(operator) or _reason(operator, file)
+            nodes.append(Placed(f"instruction {index}", operator, "fallback", "portable kernel", reason, module))
+        elif kind == "DelegateCall" and call.delegate_index in others:
+            nodes += _other(index, call.delegate_index, file, others[call.delegate_index], inner or {})
         elif kind == "DelegateCall":
-            backend = file.plan.delegates[call.delegate_index].id
-            nodes += _delegated(index, call.delegate_index, backend, graphs, handles)
+            nodes += _delegated(index, graphs[call.delegate_index], handles)
     crossings = sum(type(i.instr_args).__name__ == "DelegateCall" for i in file.plan.chains[0].instructions)
     advice = (f"{crossings} separate delegates, each one a hand-over from portable kernels and back",)
-    return Placement(_SOURCE, tuple(nodes), advice=advice if crossings > 1 else ())
+    problems = tuple(p for payload in others.values() if isinstance(payload, Payload) for p in payload.problems)
+    return Placement(_SOURCE, tuple(nodes), problems, advice if crossings > 1 else ())
 
 
-def _delegated(
-    index: int, delegate: int, backend: str, graphs: Mapping[int, Mapping[str, Any]], handles: Mapping[str, str]
-) -> Iterator[Placed]:
-    if delegate not in graphs:
-        yield Placed(f"instruction {index}", "delegate", "unknown", backend, "only XNNPACK's payloads can be read here")
-        return
-    for number, node in enumerate(graphs[delegate]["xnodes"]):
+def _delegated(index: int, graph: Mapping[str, Any], handles: Mapping[str, str]) -> Iterator[Placed]:
+    for number, node in enumerate(graph["xnodes"]):
         module = handles.get(str(node["debug_handle"]), "")
         operator = node["xnode_union_type"].removeprefix("_")
-        yield Placed(f"instruction {index}.{number}", operator, "accelerated", backend, module=module)
+        yield Placed(f"instruction {index}.{number}", operator, "accelerated", XNNPACK, module=module)
 
 
-def _reason(operator: str) -> str:
-    name = operator.split("::")[-1]
-    return _REASONS.get(name, "XNNPACK's partitioner does not take it")
+def _other(
+    index: int, delegate: int, file: PteFile, payload: Payload | Unavailable, inner: Mapping[str, str]
+) -> Iterator[Placed]:
+    backend = file.plan.delegates[delegate].id
+    if isinstance(payload, Unavailable):
+        yield Placed(f"instruction {index}", "delegate", "unknown", backend, payload.reason)
+        return
+    modules = of_delegate(inner, delegate)
+    for operation in payload.operations:
+        module = modules.get(operation.key, "")
+        yield Placed(f"instruction {index}.{operation.key}", operation.op, "accelerated", backend, module=module)
+
+
+def _reason(operator: str, file: PteFile) -> str:
+    backends = {d.id for d in file.plan.delegates} or {XNNPACK}
+    if backends != {XNNPACK}:
+        return f"the partitioner of {', '.join(sorted(backends))} does not take it"
+    return _REASONS.get(operator.split("::")[-1], "XNNPACK's partitioner does not take it")
 
 
 _REASONS = {
@@ -74,10 +95,13 @@ def describe(file: PteFile) -> dict[str, object]:
             ops[plan.operators[call.op_index].name] += 1
     for graph in xnnpack_graphs(file).values():
         ops.update(f"{XNNPACK}.{n['xnode_union_type'].removeprefix('_')}" for n in graph["xnodes"])
+    others = {i: p for i, p in payloads(file).items() if isinstance(p, Payload)}
+    for index, payload in others.items():
+        ops.update(f"{plan.delegates[index].id}.{o.op}" for o in payload.operations)
     return {
         "format": f"ExecuTorch program, version {file.program.version}",
         "ops": dict(ops),
-        "dtypes": _stored_bytes(file),
+        "dtypes": _stored_bytes(file, others.values()),
         "inputs": [_port(plan.values[i].val) for i in plan.inputs],
         "outputs": [_port(plan.values[i].val) for i in plan.outputs],
         "bytes": file.path.stat().st_size,
@@ -93,7 +117,7 @@ def _port(tensor: Any) -> str:
     return f"{dtype}[{', '.join(str(s) for s in tensor.sizes)}]"
 
 
-def _stored_bytes(file: PteFile) -> dict[str, int]:
+def _stored_bytes(file: PteFile, others: Iterable[Payload]) -> dict[str, int]:
     """dtype -> bytes of constants in the file, each counted once."""
     total, seen = Counter[str](), set[object]()
     for index, value in enumerate(file.plan.values):
@@ -101,7 +125,7 @@ def _stored_bytes(file: PteFile) -> dict[str, int]:
             seen.add(value.val.data_buffer_idx)
             dtype = SCALAR_TYPES[int(value.val.scalar_type)]
             total[str(dtype).removeprefix("torch.")] += torch.Size(value.val.sizes).numel() * dtype.itemsize
-    sizes = {e.key: file.program.segments[e.segment_index].size for e in file.program.named_data}
+    sizes = {e.key: file.program.segments[e.segment_index].size for e in file.program.named_data or ()}
     for graph in xnnpack_graphs(file).values():
         for value in graph["xvalues"]:
             tensor = value["xvalue_union"].get("tensor_value", value["xvalue_union"])
@@ -109,6 +133,8 @@ def _stored_bytes(file: PteFile) -> dict[str, int]:
             if tensor["constant_buffer_idx"] and key not in seen:
                 seen.add(key)
                 total[_DATATYPES.get(tensor["datatype"], tensor["datatype"])] += sizes.get(key, 0)
+    for payload in others:
+        total.update(payload.dtypes)
     return dict(total)
 
 

@@ -25,6 +25,7 @@ from planish_targets.contract import (
     Placement,
     Recipe,
     Runner,
+    Target,
     Unavailable,
 )
 from planish_targets.executorch.attention import ExpandAttention
@@ -36,7 +37,7 @@ from planish_targets.executorch.pte import INSTALL, open_pte
 from planish_targets.executorch.rewrite import AdditiveMask, BatchMatmul, ExpandTanhGelu
 from planish_targets.executorch.tables import PlainTables
 
-_FILE = "model.pte"
+FILE = "model.pte"
 _INSIDE = frozenset(f"planish.{n}" for n in ("linear_q", "embedding_q", "resident_attention", "cache_write"))
 _CAPABILITIES = Capabilities(
     keeps=_INSIDE | {"planish.rope", "planish.rms_norm"}, bits=frozenset({4, 8}), caches=True, resident=2048
@@ -52,6 +53,13 @@ class ExecutorchTarget:
     requires: Mapping[str, str] = field(default_factory=lambda: {"executorch": ">=1.5,<1.6", "torch": ">=2.13,<2.14"})
     extra: str = "executorch"
     capabilities: Capabilities = _CAPABILITIES
+
+    @property
+    def variants(self) -> Mapping[str, Target]:
+        """Other delegates; see `planish_targets.executorch.variant`."""
+        from planish_targets.executorch.variant import VARIANTS
+
+        return VARIANTS
 
     def numerics(self, recipe: Recipe) -> Numerics:
         """float32; inputs of quantised linears are rounded per token to asymmetric int8, as XNNPACK does."""
@@ -81,19 +89,19 @@ class ExecutorchTarget:
         Raises:
             PlanishError: an operator has no form here (named with its module); executorch is not installed.
         """
-        missing = _missing()
+        missing = missing_runtime()
         if missing:
             raise PlanishError(f"lowering to executorch is not possible: {missing}", f"target {self.name}", INSTALL)
         from planish_targets.executorch.weights import duplicates, locate
 
-        written = write(program, into / _FILE, _facts(program))
-        file = open_pte(into / _FILE)
+        written = write(program, into / FILE, facts(program))
+        file = open_pte(into / FILE)
         options: dict[str, object] = {
             "inputs": [p.name for p in written.inputs],
             "input_dtypes": [str(p.dtype).removeprefix("torch.") for p in written.inputs],
             "input_shapes": [list(p.shape) for p in written.inputs],
             "outputs": [p.name for p in program.outputs if p.name not in {o for o, _ in program.states}],
-            **_resident(program, written),
+            **resident(program, written),
             "delegated": written.delegated,
             "portable": written.portable,
             "subgraphs": written.subgraphs,
@@ -103,11 +111,11 @@ class ExecutorchTarget:
             "weights": locate(file, program),
         }
         twice = duplicates(options["weights"])  # type: ignore[arg-type]
-        return Artifact(self.name, into, _FILE, options, _notes(options, twice))
+        return Artifact(self.name, into, FILE, options, _notes(options, twice))
 
     def runner(self, artifact: Artifact) -> Runner | Unavailable:
         """ExecuTorch's own runtime for Python, in a process of its own."""
-        missing = _missing()
+        missing = missing_runtime()
         if missing:
             return Unavailable(missing)
         command = (sys.executable, "-m", "planish_targets.executorch.run")
@@ -115,7 +123,7 @@ class ExecutorchTarget:
 
     def text_runner(self, artifact: Artifact) -> Runner | Unavailable:
         """TextLLMRunner, by its binding for Python."""
-        missing = _missing()
+        missing = missing_runtime()
         if missing:
             return Unavailable(missing)
         if not any(list(Path(f).glob("extension/llm/runner/_llm_runner.*.*")) for f in _folders()):
@@ -133,7 +141,7 @@ class ExecutorchTarget:
         """Per operation, from the file; source modules are known for artifacts that planish lowered."""
         from planish_targets.executorch.placement import placement
 
-        return placement(open_pte(artifact.path), *_recorded(artifact))
+        return placement(open_pte(artifact.path), *recorded(artifact))
 
     def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:
         """Integers and scales from the bytes of the file."""
@@ -152,7 +160,7 @@ class ExecutorchTarget:
         """Epsilons of the file; source modules are known for artifacts that planish lowered."""
         from planish_targets.executorch.attributes import read
 
-        found = read(open_pte(artifact.path), *_recorded(artifact))
+        found = read(open_pte(artifact.path), *recorded(artifact))
         return found if isinstance(found, Unavailable) else {artifact.entry: found}
 
     def inspect(self, path: Path) -> Mapping[str, object] | None:
@@ -164,7 +172,7 @@ class ExecutorchTarget:
         return describe(open_pte(path))
 
 
-def _resident(program: Program, written: Written) -> dict[str, object]:
+def resident(program: Program, written: Written) -> dict[str, object]:
     """What a runner must know of caches inside, and of kernels that come as libraries of their own."""
     options: dict[str, object] = {"kernels": list(written.kernel_libraries)} if written.kernel_libraries else {}
     if not written.caches:
@@ -179,7 +187,7 @@ def _resident(program: Program, written: Written) -> dict[str, object]:
     }
 
 
-def _recorded(artifact: Artifact) -> tuple[list[str], dict[str, str]]:
+def recorded(artifact: Artifact) -> tuple[list[str], dict[str, str]]:
     """Source modules of instructions and of delegated operations, as lowering noted them."""
     kernels, handles = artifact.options.get("kernel_modules", []), artifact.options.get("delegate_modules", {})
     assert isinstance(kernels, list)
@@ -187,7 +195,7 @@ def _recorded(artifact: Artifact) -> tuple[list[str], dict[str, str]]:
     return kernels, handles
 
 
-def _missing() -> str:
+def missing_runtime() -> str:
     """Why executorch cannot be used here, or "" when it can."""
     try:
         found = version("executorch")
@@ -203,7 +211,7 @@ def _folders() -> list[str]:
     return list(package.submodule_search_locations or ()) if package else []
 
 
-def _facts(program: Program) -> dict[str, object]:
+def facts(program: Program) -> dict[str, object]:
     """Constant methods that executorch's own runners for language models ask for, as far as the program tells."""
     if not program.states:
         return {}

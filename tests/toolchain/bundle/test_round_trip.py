@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ import torch
 
 from planish.bundle import open_bundle, write_bundle
 from planish.bundle.manifest import FileEntry, digest_of
-from planish.compiled import Compiled
-from planish.verdict import Failed
+from planish.compiled import Compiled, nothing_ran
+from planish.verdict import Failed, NotRun
 from planish_passes.errors import PlanishError
 from planish_targets.contract import Evidence
 
@@ -236,3 +237,27 @@ def test_failed_verdict_survives(bundle: Path) -> None:
     assert verdict.diverged is not None
     assert verdict.diverged.module == "encoder.layer.3.output"
     assert not verdict.metrics[0].ok
+
+
+def test_a_variant_lies_in_a_folder_that_every_file_system_takes(make: Make, tmp_path: Path) -> None:
+    compiled = make()
+    onnx = compiled.targets[0]
+    assert onnx.artifact is not None
+    names = {"onnxruntime": "onnxruntime:gpu/decode", "coreml": "coreml"}
+    targets = tuple(replace(t, target=names.get(t.target, t.target)) for t in compiled.targets)
+    at = write_bundle(replace(compiled, targets=targets), tmp_path / "variant.planish")
+    assert (at / "targets/onnxruntime-gpu/decode" / onnx.artifact.entry).is_file()
+    assert (at / "golden/onnxruntime-gpu/decode.safetensors").is_file()
+    read = open_bundle(at)
+    assert read.artifact("onnxruntime:gpu/decode").path.is_file()
+    assert read.named(["onnxruntime:gpu"]) == ("onnxruntime:gpu/decode",)
+    assert read.check_hashes() == []
+
+
+def test_a_bundle_in_which_nothing_ran_says_so(make: Make) -> None:
+    onnx, coreml, refused = make().targets
+    open_question = replace(onnx, verdicts=(NotRun("lowering", "no GPU here"),))
+    assert nothing_ran([onnx, open_question]) == ()
+    assert nothing_ran([refused]) == ()
+    (note,) = nothing_ran([open_question, refused])
+    assert note.startswith("no artifact of this bundle was run (onnxruntime)")

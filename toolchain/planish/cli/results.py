@@ -69,7 +69,7 @@ def verdict_table(targets: Sequence[TargetResult], sizes: Mapping[str, int]) -> 
         word = verdict_word(result)
         measured = (cosine(_value(result, "quality", "cosine")), small(_value(result, "quality", "max_abs")))
         table.add_row(
-            Text(result.target.replace("/", "\n  ")),
+            Text(result.target.replace(":", ":\n  ").replace("/", "\n  ")),
             size(sizes[result.target]) if result.target in sizes else "-",
             str(evidence(result)),
             *(measured if quality else ()),
