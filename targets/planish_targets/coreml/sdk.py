@@ -57,7 +57,7 @@ def load() -> Sdk:
             ct = importlib.import_module("coremltools")
             mil = importlib.import_module(f"{base}.mil")
             torch_ops = importlib.import_module(f"{base}.frontend.torch.ops")
-            torch_ops._tqdm = _without_bar
+            setattr(torch_ops, "_tqdm", _without_bar)  # noqa: B010
             torch_nodes = importlib.import_module(f"{base}.frontend.torch.internal_graph")
             torch_context = importlib.import_module(f"{base}.frontend.torch.converter")
             setattr(importlib.import_module(f"{base}.mil.passes.pass_pipeline"), "tqdm", _without_bar)  # noqa: B010

@@ -255,7 +255,7 @@ def test_a_variant_lies_in_a_folder_that_every_file_system_takes(make: Make, tmp
 
 
 def test_a_bundle_in_which_nothing_ran_says_so(make: Make) -> None:
-    onnx, coreml, refused = make().targets
+    onnx, _, refused = make().targets
     open_question = replace(onnx, verdicts=(NotRun("lowering", "no GPU here"),))
     assert nothing_ran([onnx, open_question]) == ()
     assert nothing_ran([refused]) == ()
