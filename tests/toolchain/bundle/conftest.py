@@ -30,6 +30,14 @@ def known_targets() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def undrawn() -> Iterator[None]:
+    """Plots of reports take a process each, and are looked at in tests/toolchain/report."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("planish.report.pages.draw", lambda specs: ({}, "not now"))
+        yield
+
+
 Make = Callable[..., Compiled]
 
 

@@ -29,7 +29,7 @@ def files(bundle: Path) -> dict[str, Path]:
     found = {
         p.relative_to(bundle).as_posix(): p for p in bundle.rglob("*") if p.is_file() and p.name != "manifest.json"
     }
-    assert len(found) == 18
+    assert len(found) == 19
     return found
 
 

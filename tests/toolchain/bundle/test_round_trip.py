@@ -28,6 +28,7 @@ LAYOUT = {
     "golden/coreml.safetensors",
     "golden/onnxruntime.safetensors",
     "provenance.intoto.json",
+    "report.html",
     "report.json",
     "sbom.cdx.json",
     "targets/coreml/model.mlpackage/Data/weight.bin",
@@ -116,7 +117,7 @@ def test_source_license_and_request(bundle: Path, model: Path) -> None:
 
 
 def test_no_path_of_this_machine(bundle: Path, model: Path) -> None:
-    for name in ("manifest.json", "report.json"):
+    for name in ("manifest.json", "report.html", "report.json"):
         text = (bundle / name).read_text()
         for place in (model.parent, bundle.parent, Path.home(), Path("/Users/somebody")):
             assert str(place) not in text

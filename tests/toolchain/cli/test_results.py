@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from planish.cli.results import cosine, evidence, milliseconds, size, timed_case, verdict_word
+from planish.cli.results import evidence, timed_case, verdict_word
 from planish.compiled import TargetResult
+from planish.form import cosine, milliseconds, size
 from planish.verdict import Failed, NotRun, Passed, Verdict
 from planish_targets.contract import Artifact, Evidence
 

@@ -16,6 +16,7 @@ FORMAT: Literal["planish-bundle"] = "planish-bundle"
 VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 REPORT = "report.json"
+PAGE = "report.html"
 SIGNATURE = "model.sig"  # as model-signing calls it; who signs adds it later, so no manifest lists it
 EVIDENCE = "evidence"  # folder of what devices sent back; every result in it carries its own signature
 Result = Literal["passed", "failed", "not-run"]

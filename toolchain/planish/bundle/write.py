@@ -15,7 +15,7 @@ from torch import Tensor
 from planish.bundle import contents
 from planish.bundle.codec import dump_manifest, json_bytes
 from planish.bundle.files import fingerprint, walk
-from planish.bundle.manifest import MANIFEST, REPORT, Manifest
+from planish.bundle.manifest import MANIFEST, PAGE, REPORT, Manifest
 from planish.bundle.provenance import PROVENANCE, builder, provenance
 from planish.bundle.sbom import SBOM, sbom
 from planish.bundle.sources import check_unchanged, companions, licenses
@@ -77,6 +77,8 @@ def _was_bundle(at: Path) -> bool:
 
 
 def _fill(compiled: Compiled, folder: Path, name: str) -> None:
+    from planish.report import Subject, page, read_report  # it reads bundles, too
+
     tokenizer, small = companions(compiled.source)
     small |= licenses(compiled.source)
     for inside, path in small.items():
@@ -87,9 +89,13 @@ def _fill(compiled: Compiled, folder: Path, name: str) -> None:
             for inside, path in walk(result.artifact.folder):
                 _link(path, folder / contents.artifact_folder(result.target) / inside)
             _write_golden(result, folder / contents.golden_path(result.target))
-    (folder / REPORT).write_bytes(json_bytes(contents.report(compiled)))
+    report = contents.report(compiled)
+    (folder / REPORT).write_bytes(json_bytes(report))
     files = {inside: fingerprint(path) for inside, path in walk(folder)}
     made = contents.manifest(compiled, name, files, tokenizer)
+    (folder / PAGE).write_bytes(page(Subject(made, read_report(report, REPORT)), sealed=False))
+    files[PAGE] = fingerprint(folder / PAGE)
+    made = made.model_copy(update={"files": dict(sorted(files.items()))})
     for inside, document in documents(made).items():
         (folder / inside).write_bytes(document)
         files[inside] = fingerprint(folder / inside)

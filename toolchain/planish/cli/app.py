@@ -12,6 +12,7 @@ from planish.cli.commands.eval import eval_command
 from planish.cli.commands.evidence import accept_command, attest_command
 from planish.cli.commands.inspect import inspect_command
 from planish.cli.commands.pack import pack_command, unpack_command
+from planish.cli.commands.report import report_command
 from planish.cli.commands.run import run_command
 from planish.cli.commands.sign import sign_command
 from planish.cli.commands.targets import targets_command
@@ -65,6 +66,7 @@ def root(
       planish doctor                   what works on this machine
       planish compile MODEL -r int8    MODEL: a folder, hub id or .gguf file
       planish verify NAME.planish      check a bundle again
+      planish report NAME.planish      what it proves, as one page
       planish run NAME.planish         chat with a compiled language model
       planish COMMAND --help           examples for each command
     """
@@ -75,6 +77,7 @@ for name, command, short in (
     ("verify", verify_command, "Check a bundle again."),
     ("run", run_command, "Chat with a language model of a bundle, or complete a text."),
     ("eval", eval_command, "Measure a language model: perplexity, distance to the original."),
+    ("report", report_command, "Write the report of a bundle as one page, or compare several."),
     ("sign", sign_command, "Sign a bundle."),
     ("attest", attest_command, "Run an artifact here and sign what came out."),
     ("accept", accept_command, "Take the signed result of a device into a bundle."),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from planish.cli.console import out
 from planish.compiled import TargetResult
+from planish.form import cosine, milliseconds, size, small
 from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
 from planish_targets.contract import Evidence
 
@@ -105,35 +105,6 @@ def timed_case(targets: Sequence[TargetResult]) -> str:
     timed = [t.latency for t in targets if t.latency]
     common = set.intersection(*map(set, timed)) if timed else set()
     return max(sorted(common), key=lambda case: timed[0][case], default="")
-
-
-def size(count: int) -> str:
-    """`23.1 MB`, in steps of 1000."""
-    value = float(count)
-    for unit in ("B", "kB", "MB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} GB"
-
-
-def cosine(value: float | None) -> str:
-    """Five digits, never rounded up."""
-    if value is None or not math.isfinite(value):
-        return "-" if value is None else str(value)
-    return f"{math.floor(value * 1e5) / 1e5:.5f}"
-
-
-def small(value: float | None) -> str:
-    """`3.1e-02`."""
-    return "-" if value is None else f"{value:.1e}"
-
-
-def milliseconds(seconds: float | None) -> str:
-    """`4.2 ms`."""
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def artifact_sizes(targets: Sequence[TargetResult]) -> dict[str, int]:

@@ -246,7 +246,8 @@ def summary(done: Done) -> Mapping[str, Any]:
 def show(done: Done) -> None:
     """The verdict table, what to know, and where the bundle is."""
     from planish.cli.output import model_name
-    from planish.cli.results import show_results, size
+    from planish.cli.results import show_results
+    from planish.form import size
 
     compiled, console = done.compiled, out()
     request, source = compiled.request, compiled.source

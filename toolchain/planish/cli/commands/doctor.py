@@ -81,7 +81,7 @@ def show(health: Health, ok: bool, asked: Sequence[str] = ()) -> None:
     """Machine, one row per target, then each finding with what mends it; variants in detail when they are asked for."""
     from rich.table import Table
 
-    from planish.cli.results import size
+    from planish.form import size
 
     console, machine = out(), health.machine
     console.print(f"planish {health.planish or '(source tree)'}", style="bold")

@@ -94,7 +94,7 @@ def accept_command(
 
 def _end(judged: Judged, bundle: Path, as_json: bool, what: str) -> None:
     from planish.bundle import verdict_to_json
-    from planish.cli.results import small
+    from planish.form import small
     from planish.verdict import Failed, NotRun
 
     verdict = judged.verdict

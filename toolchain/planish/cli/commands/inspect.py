@@ -100,7 +100,7 @@ def show(facts: Facts) -> None:
 
 
 def _show_model(console: Console, facts: ModelFacts) -> None:
-    from planish.cli.results import size
+    from planish.form import size
 
     console.print(facts.location, style="bold", soft_wrap=True)
     _row(console, "architecture", f"{facts.architecture or 'not named'} ({facts.model_type or 'no model_type'})")
@@ -168,7 +168,7 @@ def _show_artifact(
     ports: tuple[list[str], list[str]] | None = None,
     axes: str = "",
 ) -> None:
-    from planish.cli.results import size
+    from planish.form import size
 
     inputs, outputs = ports or (facts.inputs, facts.outputs)
     console.print(title, style="bold cyan", end="  ")

@@ -33,7 +33,7 @@ def pack_command(
     """
     with results_only():
         from planish.bundle.pack import pack_bundle
-        from planish.cli.results import size
+        from planish.form import size
 
         packed = pack_bundle(bundle, output, deflate=deflate, replace=replace)
     if as_json:
