@@ -15,24 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from planish_passes.clusters import cluster_calibrated
 from planish_passes.gptq import Curvature, curvature, gptq
 from planish_passes.ops import dequantize
+from planish_passes.palette import Palette, PaletteFormat
 from planish_passes.program import Program, op_name
 from planish_passes.rounding import Rounded, search
 from planish_passes.weights import WeightFormat
 
 Batch = Mapping[str, Tensor]
+Format = WeightFormat | PaletteFormat
+Made = Rounded | Palette
 
 
 def calibrate(
     program: Program,
     batches: Sequence[Batch],
-    formats: Mapping[str, WeightFormat],
+    formats: Mapping[str, Format],
     *,
     damping: float = 0.01,
     compensation: float = 0.5,
-) -> Iterator[tuple[str, Rounded]]:
-    """Round the weights of linears by GPTQ and those of embeddings by search.
+) -> Iterator[tuple[str, Made]]:
+    """Round the weights of linears by GPTQ, to integers or to palettes, and those of embeddings by search.
 
     Weights are yielded as they are made, in graph order, each once: the caller stores or writes them. A table that is
     also the weight of a linear (a tied head) is rounded for the linear. A weight that several linears use is rounded
@@ -43,6 +47,7 @@ def calibrate(
         batches: user inputs by port name; a few thousand tokens in all. All batches go through a node before the next
             node runs, so the size of one batch bounds the memory of temporaries.
         formats: weight name -> format; other weights stay as they are. Names that no such call uses are ignored.
+            Tables of embeddings have integers.
         damping: see `curvature`.
         compensation: share of the difference between the float model's and the rounded model's inputs of a linear that
             its weight makes up for. 0 runs the rounded model only: about half the time and memory.
@@ -62,13 +67,13 @@ def calibrate(
 class _Run:
     program: Program
     batches: Sequence[Batch]
-    formats: Mapping[str, WeightFormat]
+    formats: Mapping[str, Format]
     damping: float
     compensation: float
     # Node -> one value per batch as the rounded model computes it, and then, to compensate, as the float model does.
     values: dict[fx.Node, list[Any]] = field(default_factory=dict)
     moments: dict[fx.Node, Curvature] = field(default_factory=dict)
-    rounded: dict[str, Rounded] = field(default_factory=dict)  # while a later node still uses the weight
+    rounded: dict[str, Made] = field(default_factory=dict)  # while a later node still uses the weight
 
     def __post_init__(self) -> None:
         names = self.program.weight_names()
@@ -82,7 +87,7 @@ class _Run:
         inputs = [n for n in self.program.graph.nodes if n.op == "placeholder" and n not in self.names]
         self.ports = {n: p.name for n, p in zip(inputs, self.program.inputs, strict=True)}
 
-    def step(self, node: fx.Node) -> list[tuple[str, Rounded]]:
+    def step(self, node: fx.Node) -> list[tuple[str, Made]]:
         """Run one node for every batch, and forget what nothing reads any more; returns what was rounded."""
         if node in self.names:
             return []
@@ -102,11 +107,10 @@ class _Run:
                 self.rounded.pop(name, None)
         return made
 
-    def _round(self, node: fx.Node, name: str) -> list[tuple[str, Rounded]]:
+    def _round(self, node: fx.Node, name: str) -> list[tuple[str, Made]]:
         linear, made = op_name(node) == "aten.linear", []
         if name not in self.rounded and (linear or name not in self.heads):
-            weight, format = self.program.weights.read(name), self.formats[name]
-            self.rounded[name] = gptq(weight, self._curvature(node), format) if linear else search(weight, format)
+            self.rounded[name] = self._for_linear(node, name) if linear else search(*self._table(name))
             made = [(name, self.rounded[name])]
         if linear:
             source = _input(node)
@@ -114,6 +118,17 @@ class _Run:
             if not self.readers[source]:
                 self.moments.pop(source, None)
         return made
+
+    def _for_linear(self, node: fx.Node, name: str) -> Made:
+        weight, format, inputs = self.program.weights.read(name), self.formats[name], self._curvature(node)
+        if isinstance(format, PaletteFormat):
+            return cluster_calibrated(weight, format, inputs)
+        return gptq(weight, inputs, format)
+
+    def _table(self, name: str) -> tuple[Tensor, WeightFormat]:
+        format = self.formats[name]
+        assert isinstance(format, WeightFormat), f"{name} is a table of an embedding"
+        return self.program.weights.read(name), format
 
     def _curvature(self, node: fx.Node) -> Curvature:
         source = _input(node)
@@ -135,7 +150,7 @@ class _Run:
         weights = {n: self._weight(n) for n in set(node.all_input_nodes) & set(self.names)}
         rounded = dict(weights)
         if name is not None:
-            rounded[node.args[1]] = dequantize(*self.rounded[name], torch.float32)
+            rounded[node.args[1]] = _dense(self.rounded[name])
         results = []
         for batch in range(count):
             held = rounded if batch < len(self.batches) else weights
@@ -147,14 +162,14 @@ class _Run:
 
     def _look_up(self, node: fx.Node, name: str) -> list[Tensor]:
         """Rows of a table, rounded after they were looked up: a table can be larger than everything else."""
-        table, ids = self.program.weights.read(name), node.args[1]
+        (table, format), ids = self._table(name), node.args[1]
         assert isinstance(ids, fx.Node)
         found = []
         for number, batch in enumerate(self.values[ids]):
             which, places = torch.unique(batch, return_inverse=True)
             rows = _widen(table[which])
             if number < len(self.batches):
-                rows = dequantize(*search(rows, self.formats[name]), torch.float32)
+                rows = dequantize(*search(rows, format), torch.float32)
             found.append(rows[places])
         return found
 
@@ -168,6 +183,10 @@ class _Run:
         weight = node.args[1 if op_name(node) == "aten.linear" else 0]
         name = self.names.get(weight) if isinstance(weight, fx.Node) else None
         return name if name in self.formats else None
+
+
+def _dense(made: Made) -> Tensor:
+    return made.dequantize() if isinstance(made, Palette) else dequantize(*made, torch.float32)
 
 
 def _input(node: fx.Node) -> fx.Node:

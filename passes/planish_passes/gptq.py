@@ -9,6 +9,8 @@ towards the one that gives the float model's outputs from the drifted inputs ("G
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -118,18 +120,36 @@ def _round_rows(block: Tensor, inputs: Curvature, format: WeightFormat) -> tuple
             grid = least_error(rest[members].t().contiguous(), format, inputs.importance[members])
             scales[group], zeros[group] = grid
         factor = inputs.factor[start:stop, start:]
-        errors = _round_columns(rest[start:stop], codes[start:stop], (scales[group], zeros[group]), factor, format)
+        nearest = partial(_nearest, (scales[group], zeros[group]), format)
+        errors = carry_errors(rest[start:stop], codes[start:stop], factor, nearest)
         rest[stop:].addmm_(factor[:, stop - start :].t(), errors, alpha=-1)
     return codes.t().to(torch.int8), scales.t(), zeros.t()
 
 
-def _round_columns(rest: Tensor, codes: Tensor, grid: Grid, factor: Tensor, format: WeightFormat) -> Tensor:
-    """Round the rows of `rest` one after the other into `codes`; returns their errors, scaled for what follows."""
+def _nearest(grid: Grid, format: WeightFormat, values: Tensor) -> tuple[Tensor, Tensor]:
     scales, zeros = grid
+    codes = encode(values[:, None], grid, format)[:, 0]
+    return codes, (codes - zeros) * scales
+
+
+def carry_errors(
+    rest: Tensor, codes: Tensor, factor: Tensor, nearest: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Round the rows of `rest` one after the other into `codes`, each error made up for by the rows behind it.
+
+    Args:
+        rest: [k, N], one row per input feature; what is left to round, changed in place.
+        codes: [k, N], written.
+        factor: [k, >= k], rows of a `Curvature.factor` from its diagonal on.
+        nearest: values [N] of one feature -> their codes, and the values that these stand for.
+
+    Returns:
+        Errors [k, N], scaled for what follows behind these rows.
+    """
     errors = torch.empty_like(rest)
     for i in range(len(rest)):
-        codes[i] = encode(rest[i, :, None], grid, format)[:, 0]
-        torch.sub(rest[i], (codes[i] - zeros) * scales, out=errors[i])
+        codes[i], stored = nearest(rest[i])
+        torch.sub(rest[i], stored, out=errors[i])
         errors[i] /= factor[i, i]
         rest[i + 1 :].addr_(factor[i, i + 1 : len(rest)], errors[i], alpha=-1)
     return errors

@@ -22,7 +22,8 @@ from planish_passes.infra import Pass
 from planish_passes.last_token import LastToken
 from planish_passes.numerics import RoundActivations, RoundWeights
 from planish_passes.pack_linears import PackLinears
-from planish_passes.palette import Palettise
+from planish_passes.palette import PaletteFormat
+from planish_passes.palettise import Palettise
 from planish_passes.quantise import Quantise, Rounder
 from planish_passes.ranges import AnnotateRanges, Range
 from planish_passes.resident import Resident
@@ -65,9 +66,9 @@ def quantise(
     )
 
 
-def palettise(group: int, leaves: frozenset[str]) -> tuple[Pass, ...]:
-    """Before quantisation, which takes what this leaves: linears as indices into tables for `group` channels."""
-    return (Palettise(group, leaves=leaves),)
+def palettise(formats: Mapping[str, PaletteFormat]) -> tuple[Pass, ...]:
+    """Before quantisation, which takes what this leaves: these linears as indices into tables."""
+    return (Palettise(formats),)
 
 
 def keep(formats: Mapping[str, WeightFormat], reasons: Mapping[str, str]) -> tuple[Pass, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from torch import Tensor
 from planish_passes.errors import PlanishError
 from planish_passes.interpret import interpret
 from planish_passes.ops import dequantize
+from planish_passes.palette import Palette, PaletteFormat
 from planish_passes.program import Program
-from planish_passes.quantise import Rounder
-from planish_passes.rounding import BLOCK
+from planish_passes.rounding import BLOCK, Rounded
 from planish_passes.weights import WeightFormat, WeightStore
+
+Format = TypeVar("Format", WeightFormat, PaletteFormat)
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,12 @@ class Choice:
     """One way to store a weight.
 
     Args:
-        format: integers and scales.
+        format: integers and scales, or indices and tables.
         nbytes: what the weight takes in the artifact.
         error: what it costs in accuracy; must add up over weights (a KL divergence, a squared error).
     """
 
-    format: WeightFormat
+    format: WeightFormat | PaletteFormat
     nbytes: int
     error: float
 
@@ -75,8 +78,8 @@ def _gain(old: Choice, new: Choice) -> float:
 
 def measured(
     program: Program,
-    units: Mapping[str, Mapping[str, WeightFormat]],
-    rounder: Rounder,
+    units: Mapping[str, Mapping[str, Format]],
+    rounder: Callable[[Tensor, Format], Rounded | Palette],
     feeds: Sequence[Mapping[str, Tensor]],
     distance: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], float],
 ) -> Iterator[tuple[str, float]]:
@@ -85,7 +88,7 @@ def measured(
     Args:
         program: floating point.
         units: name of a unit -> its weights and their formats; they are rounded together.
-        rounder: makes the integers.
+        rounder: makes the integers, or the palette.
         feeds: inputs to look at.
         distance: (outputs of the rounded program, outputs of `program`) -> at least 0; 0 when they are equal.
     """
@@ -99,7 +102,9 @@ def measured(
         yield unit, max(moved / max(len(feeds), 1), 0.0)
 
 
-def estimated(weights: WeightStore, unit: Mapping[str, WeightFormat], rounder: Rounder) -> float:
+def estimated(
+    weights: WeightStore, unit: Mapping[str, Format], rounder: Callable[[Tensor, Format], Rounded | Palette]
+) -> float:
     """Squared rounding error of a unit as a share of its weights' own square; reads row block by row block.
 
     For models whose outputs are too dear to look at (`measured`).
@@ -116,6 +121,7 @@ def estimated(weights: WeightStore, unit: Mapping[str, WeightFormat], rounder: R
     return error
 
 
-def _rounded(weight: Tensor, format: WeightFormat, rounder: Rounder) -> Tensor:
-    values, scales, zeros = rounder(weight, format)
-    return dequantize(values, scales, zeros, torch.float32).to(weight.dtype)
+def _rounded(weight: Tensor, format: Format, rounder: Callable[[Tensor, Format], Rounded | Palette]) -> Tensor:
+    made = rounder(weight, format)
+    dense = made.dequantize() if isinstance(made, Palette) else dequantize(*made, torch.float32)
+    return dense.to(weight.dtype)

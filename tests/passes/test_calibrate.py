@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from planish_passes.calibrate import calibrate
+from planish_passes.clusters import cluster
 from planish_passes.errors import PlanishError
 from planish_passes.interpret import interpret
 from planish_passes.ops import dequantize
+from planish_passes.palette import Palette, PaletteFormat
 from planish_passes.program import Program
 from planish_passes.rounding import Rounded, round_to_nearest, search
 from planish_passes.weights import TensorSpec, WeightFormat
@@ -217,3 +219,24 @@ def test_activations_that_are_not_finite_are_refused(program: Program) -> None:
 
     with pytest.raises(PlanishError, match="second moment"):
         list(calibrate(program_of(Overflow(), IDS), batches(IDS, 4), LINEARS))
+
+
+def with_palettes(program: Program, made: dict[str, Palette]) -> Program:
+    store = program.weights
+    for name, palette in made.items():
+        store = store.with_tensor(name, palette.dequantize())
+    return replace(program, weights=store)
+
+
+def test_palettes_are_made_with_a_look_at_the_inputs(program: Program) -> None:
+    generator = torch.Generator().manual_seed(2)
+    other, shown = (torch.randint(0, 50, (n, 24), generator=generator) for n in (4, 64))
+    formats = dict.fromkeys(LINEARS, PaletteFormat(3, 8))
+    made = {n: p for n, p in calibrate(program, batches(shown, 16), formats) if isinstance(p, Palette)}
+    assert set(made) == set(LINEARS)
+    plain = {n: cluster(program.weights.read(n), f) for n, f in formats.items()}
+    truth, found, blind = (
+        interpret(p, {"x0": other})["y0"]
+        for p in (program, with_palettes(program, made), with_palettes(program, plain))
+    )
+    assert 0 < (found - truth).square().mean() < 0.75 * (blind - truth).square().mean()

@@ -10,15 +10,14 @@ from math import prod
 import torch
 from torch import Tensor
 
+from planish.calibrating import shown
 from planish.compiled import Progress
 from planish.generation_files import TOKENIZER_FILES
 from planish.recipes import find_recipe
 from planish.request import Request
 from planish.source import Source
 from planish.tasks import Task
-from planish.tasks.calibration import calibration_tokens
-from planish.tasks.text import load_tokenizer
-from planish.verify.decoding import LOGITS, divergence, empty_cache, feed
+from planish.verify.decoding import LOGITS, divergence
 from planish_passes.errors import PlanishError
 from planish_passes.program import Program
 from planish_passes.quantise import Plan, Quantise
@@ -28,7 +27,6 @@ from planish_passes.weights import WeightFormat
 
 WIDE = 8
 MEASURED_UP_TO = 1_000_000_000  # weights; above, running the model once per unit takes too long
-LOOKED_AT = 128  # tokens that sensitivity is measured on
 GRAPH = 3 << 20  # bytes of an artifact that are no weights: the graph itself, tokenizer files aside
 
 
@@ -80,9 +78,7 @@ def _feeds(program: Program, task: Task, source: Source) -> list[Mapping[str, Te
     if task.dependent:
         return []
     if task.metric == "tokens":
-        tokenizer = load_tokenizer(source.tokenizer_files)
-        tokens = calibration_tokens(tokenizer, int(source.config.vocab_size), LOOKED_AT, LOOKED_AT)
-        return [feed(program, tokens[0][:, : program.axes["sequence"][1]], empty_cache(program))]
+        return shown(program, task, source, few=True)
     longest = program.axes.get("sequence", (0, 0))[1]
     samples = task.samples(source.tokenizer_files, source.config, longest)
     return [
@@ -133,7 +129,7 @@ def spend(
     Raises:
         PlanishError: not even the plan's own formats fit.
     """
-    own = {unit: {n: plan.weights[n][0] for n in names} for unit, names in _units(plan).items()}
+    own = {unit: {n: plan.weights[n][0] for n in names} for unit, names in units_of(plan).items()}
     wide = {unit: {n: wider[n] for n in formats} for unit, formats in own.items()}
     errors = _errors(program, own, feeds, progress)
     choices = {
@@ -175,7 +171,7 @@ def _errors(
     return found
 
 
-def _units(plan: Plan) -> dict[str, list[str]]:
+def units_of(plan: Plan) -> dict[str, list[str]]:
     """Weights that read the same input, under the name of the first."""
     by_input: dict[object, list[str]] = defaultdict(list)
     for name, (format, nodes) in plan.weights.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from planish import budget
+from planish import budget, palettes
 from planish.capture import capture
 from planish.checkpoint import Loaded, check_finite
 from planish.compiled import Compiled, Progress, TargetResult, TensorBytes, nothing_ran
@@ -19,7 +19,7 @@ from planish.generation_files import special_tokens
 from planish.keeping import check_kept, keep, stored_formats
 from planish.keeping import demand as demand_blocks
 from planish.lower import Shared, lower, source_length
-from planish.quantising import checked, palettise, quantise, rounding, weight_format
+from planish.quantising import checked, palette_rounding, palettise, quantise, rounding, weight_format
 from planish.recipes import RecipeSpec, find_recipe
 from planish.request import Request
 from planish.requirements import demand
@@ -35,7 +35,7 @@ from planish_passes.infra import Outcome, run_passes
 from planish_passes.palette import INDICES, TABLES
 from planish_passes.program import Program
 from planish_passes.quantise import MINIMA, SCALES, VALUES, ZEROS, widths
-from planish_passes.weights import WeightStore
+from planish_passes.weights import WeightFormat, WeightStore
 from planish_targets import registry
 from planish_targets.contract import Recipe, Target
 
@@ -173,15 +173,21 @@ class _Job:
         format = weight_format(self.request, self.recipe, task)
         if format is None:
             return Outcome(program)
-        how = rounding(self.request, format, task, self.count)
-        formats = budget.formats(program, format, self.request, task, self.source, self.progress)
+        how, formats = rounding(self.request, format, task, self.count), dict[str, WeightFormat]()
         folder, before = self.workdir / "quantised" / task.entry, Outcome(program)
-        if self.recipe.palette:
-            before = palettise(program, self.recipe.palette, folder / "palettes")
-        outcome = quantise(before.program, format, how, self.source, folder, self.progress, formats)
+        if self.recipe.palette is not None:
+            before = self._palettised(task, program, format, folder / "palettes")
+        else:
+            formats = budget.formats(program, format, self.request, task, self.source, self.progress)
+        outcome = quantise(before.program, format, how, self.source, task, folder, self.progress, formats)
         if self.request.verify:
             verdicts.append(check_program_weights(outcome.program, program.weights, how == "nearest"))
         return Outcome(outcome.program, (*before.steps, *outcome.steps))
+
+    def _palettised(self, task: Task, program: Program, others: WeightFormat, folder: Path) -> Outcome:
+        how = palette_rounding(self.request, program, task, self.source, self.count)
+        formats = palettes.formats(program, self.recipe, others, self.request, task, self.source, self.progress)
+        return palettise(program, formats, how, self.source, task, folder, self.progress)
 
     def _exam(self, task: Task, program: Program) -> Exam:
         if not self.request.verify:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planish_passes.errors import PlanishError
+from planish_passes.palette import PaletteFormat
 from planish_passes.weights import WeightFormat
 from planish_targets.contract import Recipe
 
@@ -27,9 +28,8 @@ class RecipeSpec:
         keeps: weights stay as the checkpoint has quantised them.
         exact: `divergence` for kernels that do not round activations; None = the same.
         bits: average bits of an encoder's weights, scales included, unless the request says otherwise; those that
-            rounding hurts most have 8.
-        palette: output channels that share a table of 16 values (k-means); 0 = integers. Tables, linears that make the
-            values of an attention or feed an activation function have `format`.
+            rounding hurts most have 8. With palettes: of the weights that have one; those have two bits more.
+        palette: of linears that read no table of an embedding; those tables have `format`. None = integers everywhere.
     """
 
     name: str
@@ -43,7 +43,7 @@ class RecipeSpec:
     keeps: bool = False
     exact: float | None = None
     bits: float | None = None
-    palette: int = 0
+    palette: PaletteFormat | None = None
 
     def weights(self, metric: str) -> WeightFormat | None:
         """Format of quantised weights of a task with this metric (`Task.metric`)."""
@@ -82,14 +82,15 @@ RECIPES: Mapping[str, RecipeSpec] = {
         ),
         RecipeSpec(
             "lut4",
-            "palettes: 16 values per 16 channels by k-means; 8 bits where these hurt most (encoders on Core ML)",
+            "4-bit palettes, calibrated: 16 values per 16 channels (encoders: 64 where 16 hurt most); 8-bit embeddings",
             WeightFormat(8),
             WeightFormat(8, 32),
-            0.95,
+            0.97,
             0.5,
             0.6,
             0.5,
-            palette=16,
+            bits=5.0,
+            palette=PaletteFormat(4, 16),
         ),
         RecipeSpec(
             "keep",

@@ -17,7 +17,8 @@ from planish_passes import pipeline
 from planish_passes.errors import PlanishError
 from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
-from planish_passes.palette import Palettise, palettes
+from planish_passes.palette import PaletteFormat, palettes
+from planish_passes.palettise import Palettise, sites
 from planish_passes.program import Program
 from planish_targets.contract import Artifact, Recipe
 from planish_targets.coreml import TARGET, mil
@@ -33,7 +34,8 @@ ROWS, GROUP, COLUMNS = 48, 16, 24  # three tables; three divides the columns too
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Artifact]:
     torch.manual_seed(0)
     shared = program_of(nn.Linear(COLUMNS, ROWS), torch.randn(2, COLUMNS))
-    shared = run_passes(shared, (*pipeline.fuse(), Palettise(GROUP))).program
+    shared = run_passes(shared, pipeline.fuse()).program
+    shared = run_passes(shared, (Palettise(dict.fromkeys(sites(shared), PaletteFormat(4, GROUP))),)).program
     yardstick = run_passes(shared, pipeline.yardstick(torch.float16, "none")).program
     form = run_passes(yardstick, pipeline.for_target(TARGET.capabilities.keeps, None)).program
     return form, TARGET.lower(form, tmp_path_factory.mktemp("palette"), Recipe("lut4", 4))

@@ -35,7 +35,7 @@ def compile_command(
             "--recipe",
             "-r",
             metavar="RECIPE",
-            help="float, int8, int4, or keep (a GGUF file's own blocks).  [default: float]",
+            help="float, int8, int4, lut4 (palettes), or keep (a GGUF file's own blocks).  [default: float]",
         ),
     ] = None,
     group: Annotated[
