@@ -17,9 +17,10 @@ from planish_passes.weights import QuantizedTensor
 
 
 class Evidence(StrEnum):
-    """How an artifact was examined. A grade is never rounded up."""
+    """How an artifact was examined, from the strongest to the weakest. A grade is never rounded up."""
 
     EXECUTED = "executed"  # the target's own runtime ran it
+    EXECUTED_ARM64_EMULATED = "executed-arm64-emulated"  # the target's own runtime, on a CPU that QEMU emulates
     EMULATED = "emulated"  # a reference interpreter or a compatibility layer ran it
     STRUCTURAL = "structural"  # checked against published rules only
     NOT_RUN = "not-run"  # nothing could be said; the reason is given

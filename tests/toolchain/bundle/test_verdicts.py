@@ -22,6 +22,7 @@ ODD = (float("inf"), float("-inf"), 1e-300, 0.1, 3)
         Passed("plain", Evidence.STRUCTURAL),
         Failed("lowering", Evidence.EMULATED, "why", (Metric("m", 1.0),), "d", Divergence("n", "o", "m", math.inf)),
         Failed("lowering", Evidence.EXECUTED, "why"),
+        Passed("lowering", Evidence.EXECUTED_ARM64_EMULATED, (), "emulated by QEMU"),
         NotRun("native", "no Mac here"),
     ],
 )

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from planish.cli.results import evidence, timed_case, verdict_word
+from planish.cli.results import evidence, timed_case, verdict_table, verdict_word
 from planish.compiled import TargetResult
 from planish.form import cosine, milliseconds, size
-from planish.verdict import Failed, NotRun, Passed, Verdict
+from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
 from planish_targets.contract import Artifact, Evidence
 
 ARTIFACT = Artifact("t", Path(), "f")
@@ -48,6 +48,19 @@ def test_sizes_and_times() -> None:
 def test_grades(artifact: Artifact | None, verdicts: tuple[Verdict, ...], grade: Evidence, word: str) -> None:
     result = TargetResult("t", artifact, verdicts)
     assert (evidence(result), verdict_word(result)) == (grade, word)
+
+
+def test_the_longest_grade_leaves_room_for_the_verdict() -> None:
+    from rich.console import Console
+
+    gate, far = (Metric("max_abs", 0.088), Metric("cosine", 0.998)), (Metric("cosine", 0.998), Metric("max_abs", 0.19))
+    checks = (Passed("quality", Evidence.EXECUTED, far), Passed("lowering", Evidence.EXECUTED_ARM64_EMULATED, gate))
+    console = Console(width=80)
+    with console.capture() as told:
+        console.print(verdict_table([TargetResult("executorch", ARTIFACT, checks)], {"executorch": 22_900_000}))
+    words = told.get().split()
+    assert "passed" in words
+    assert "".join(w for w in words if w in ("executed-", "arm64-", "emulated")) == "executed-arm64-emulated"
 
 
 def test_timed_case_is_one_that_all_ran() -> None:

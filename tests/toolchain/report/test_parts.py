@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from planish.bundle.verdicts import MetricEntry
-from planish.report import Subject, accuracy, changes, drifts, placements, sizes, speeds
+from planish.report import Subject, accuracy, cards, changes, drifts, placements, sizes, speeds, words
+from planish_targets.contract import Evidence
 
 Make = Callable[..., Subject]
 
@@ -156,3 +158,10 @@ def test_points_of_about_the_same_place_are_one(make: Make) -> None:
         ("B onnxruntime", 21, 1),
         ("B coreml", 50, 1),
     ]
+
+
+@pytest.mark.parametrize("grade", Evidence)
+def test_every_grade_has_words_and_is_counted(grade: Evidence) -> None:
+    assert words.GRADES[grade]
+    shown = SimpleNamespace(grade=grade, state="passed")
+    assert cards.evidence((shown,)).startswith("Of the artifacts, 1 ")  # type: ignore[arg-type]

@@ -227,6 +227,17 @@ def test_evidence_of_devices(manifest: Manifest, tmp_path: Path) -> None:
     assert found == ["targets.coreml.evidence: a result of a device failed: wrong numbers"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "kept"), [("executed", False), ("executed-arm64-emulated", True), ("emulated", True), ("not-run", True)]
+)
+def test_an_emulated_cpu_is_less_than_a_real_one(manifest: Manifest, tmp_path: Path, asked: str, kept: bool) -> None:
+    run = Passed("device", Evidence.EXECUTED_ARM64_EMULATED, (), "ExecuTorch, emulated by QEMU")
+    sent = Judged("coreml", run, Signer("key", "phone.pub.pem", "f" * 64), tmp_path)
+    broken = rules(judge(policy(WITHOUT_EXECUTORCH.replace('"emulated"', f'"{asked}"')), manifest, (sent,), NOW))
+    is_less = "targets.coreml.evidence: executed is asked, executed-arm64-emulated is what there is"
+    assert broken == ([] if kept else [is_less])
+
+
 def test_devices_count_only_with_their_keys(
     bundle: Path, write: Callable[[str], Path], phone: Pair, phones: Any, tmp_path: Path
 ) -> None:

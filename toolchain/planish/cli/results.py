@@ -71,7 +71,7 @@ def verdict_table(targets: Sequence[TargetResult], sizes: Mapping[str, int]) -> 
         table.add_row(
             Text(result.target.replace(":", ":\n  ").replace("/", "\n  ")),
             size(sizes[result.target]) if result.target in sizes else "-",
-            str(evidence(result)),
+            str(evidence(result)).replace("-arm64-", "-\narm64-\n"),
             *(measured if quality else ()),
             small(_value(result, "lowering", "max_abs")),
             milliseconds(result.latency.get(timed, max(result.latency.values(), default=None))),

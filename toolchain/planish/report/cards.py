@@ -103,6 +103,7 @@ def evidence(shown: tuple[Card, ...]) -> str:
     count = Counter(card.grade for card in shown if card.state != "refused")
     phrases = {
         Evidence.EXECUTED: "ran in the target's own runtime",
+        Evidence.EXECUTED_ARM64_EMULATED: "ran in the target's own runtime for arm64 on an emulated CPU",
         Evidence.EMULATED: "ran in a stand-in",
         Evidence.STRUCTURAL: "did not run, but passed a check of the file",
         Evidence.NOT_RUN: "did not run",

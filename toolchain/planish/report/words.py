@@ -8,6 +8,8 @@ from planish_targets.contract import Evidence
 
 GRADES = {
     Evidence.EXECUTED: "The target's own runtime ran the artifact.",
+    Evidence.EXECUTED_ARM64_EMULATED: "The target's own runtime for arm64 ran it on a CPU that QEMU emulates: "
+    "its own kernels, but no device.",
     Evidence.EMULATED: "A stand-in ran it: a reference interpreter, or the same file in another execution provider. "
     "What the target's own kernels do otherwise is not seen.",
     Evidence.STRUCTURAL: "Nothing ran. The file was checked against published rules.",

@@ -17,7 +17,7 @@ from planish.verdict import Failed, Passed
 from planish_targets.contract import Evidence
 
 NAME = "policy"  # of the verdicts
-_ORDER = (Evidence.NOT_RUN, Evidence.STRUCTURAL, Evidence.EMULATED, Evidence.EXECUTED)  # from weak to strong
+_ORDER = tuple(reversed(Evidence))  # from weak to strong
 _CLOCKS = timedelta(days=1)  # that two clocks may be apart
 
 
