@@ -14,6 +14,7 @@ from planish_passes.infra import Pass
 from planish_passes.palette import Palette
 from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
+from planish_targets.cost import Method, Work
 
 
 class Evidence(StrEnum):
@@ -150,6 +151,7 @@ class Placed:
         unit: provider or delegate name ("XnnpackBackend", "DmlExecutionProvider", "CPUExecutionProvider").
         reason: why it falls back or is unknown; empty when accelerated.
         module: source module path, when known.
+        work: what it does, where the target can tell.
     """
 
     node: str
@@ -158,6 +160,7 @@ class Placed:
     unit: str
     reason: str = ""
     module: str = ""
+    work: Work | None = None
 
 
 @dataclass(frozen=True)
@@ -169,16 +172,33 @@ class Placement:
         nodes: one entry per operation.
         violations: findings that make the artifact unfit for the target; a non-empty list fails the build.
         advice: labelled hints, each with its source grade.
+        methods: the artifact's entry points, where the target can tell what they cost.
     """
 
     source: str
     nodes: tuple[Placed, ...]
     violations: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    methods: tuple[Method, ...] = ()
 
     def share(self) -> float:
         """Accelerated operations / all operations (0..1); 1.0 when there is none."""
         return sum(n.where == "accelerated" for n in self.nodes) / len(self.nodes) if self.nodes else 1.0
+
+    def linear_share(self) -> float | None:
+        """Accelerated multiply-accumulates of weights / all of them (0..1); None where there are none, or the target
+        cannot tell of every operation."""
+        return self._share_of([n for n in self.nodes if n.work is None or n.work.linear])
+
+    def product_share(self) -> float | None:
+        """The same of all products, those of attention included."""
+        return self._share_of(self.nodes)
+
+    @staticmethod
+    def _share_of(nodes: Sequence[Placed]) -> float | None:
+        macs = [(n.work.macs, n.where == "accelerated") for n in nodes if n.work is not None]
+        total = sum(count for count, _ in macs)
+        return sum(count for count, on in macs if on) / total if total and len(macs) == len(nodes) else None
 
 
 @dataclass(frozen=True)

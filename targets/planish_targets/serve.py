@@ -37,13 +37,19 @@ Model = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 DECODE = "--decode"  # the flag that makes a runner a decoding process; see planish_targets.decode
 
 
-def serve(device: str, packages: tuple[str, ...], load: Callable[[Call], Model]) -> None:
+def serve(
+    device: str,
+    packages: tuple[str, ...],
+    load: Callable[[Call], Model],
+    prepare: Callable[[], None] = lambda: None,
+) -> None:
     """Answer one call of the runner protocol and exit the process; with `--decode`, write text until the input ends.
 
     Args:
         device: what computes, for people.
         packages: distributions whose versions belong to the evidence.
         load: opens the artifact and returns a function from named inputs to named outputs.
+        prepare: loads the runtime's libraries, so that memory and time of `load` are those of the artifact.
     """
     if DECODE in sys.argv[1:]:
         from planish_targets.decode import decode
@@ -55,6 +61,7 @@ def serve(device: str, packages: tuple[str, ...], load: Callable[[Call], Model])
     given, returned = Path(sys.argv[1]), Path(sys.argv[2])
     try:
         call = json.loads((given / "call.json").read_text())
+        prepare()
         before = peak("start")
         started = time.perf_counter()
         model = load(

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from planish.away import Away, away
 from planish_passes.errors import PlanishError
 from planish_targets import registry
 from planish_targets.contract import Artifact, Target
+from planish_targets.cost import Method
 
 if TYPE_CHECKING:
     from planish.bundle import Manifest
@@ -55,7 +57,11 @@ class PlacementFacts:
     """Where the operations of an artifact are expected to run, in short.
 
     Args:
+        linear_share, product_share: of the multiply-accumulates of weights, and of all products; None where the target
+            cannot tell.
         fallbacks: operations that leave the accelerator: "Op (unit): reason" -> count.
+        costs: the same with what they cost.
+        methods: entry points, with the memory that each is expected to need.
     """
 
     target: str
@@ -65,6 +71,10 @@ class PlacementFacts:
     fallbacks: Mapping[str, int]
     violations: tuple[str, ...]
     advice: tuple[str, ...]
+    linear_share: float | None = None
+    product_share: float | None = None
+    costs: tuple[Away, ...] = ()
+    methods: tuple[Method, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -250,19 +260,19 @@ def _describe(path: Path, asked: Sequence[tuple[Target, Artifact]]) -> ArtifactF
 
 def _placement(target: Target, artifact: Artifact) -> PlacementFacts:
     placement = target.placement(artifact)
-    fallbacks = Counter(
-        f"{n.op} ({n.unit}): {n.reason}" if n.reason else f"{n.op} ({n.unit})"
-        for n in placement.nodes
-        if n.where != "accelerated"
-    )
+    costs = away(placement)
     return PlacementFacts(
         target.name,
         placement.source,
         placement.share(),
         len(placement.nodes),
-        dict(fallbacks.most_common()),
+        {kind.label: kind.count for kind in costs},
         placement.violations,
         placement.advice,
+        placement.linear_share(),
+        placement.product_share(),
+        costs,
+        placement.methods,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 
 from planish.compiled import Progress, TargetResult
 from planish.generation_files import add_generation_files
-from planish.request import Request
+from planish.request import Gates, Request
 from planish.source import Source
 from planish.tasks import Task
 from planish.verdict import Drift, Failed, Metric, NotRun, Passed, Verdict
@@ -79,7 +79,7 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
     made = TargetResult(
         name,
         artifact,
-        (*_inspected(shared, target, artifact, outcome.program, full, numerics), _placed(placement, request)),
+        (*_inspected(shared, target, artifact, outcome.program, full, numerics), placed(placement, request.gates)),
         placement,
         shapes={p.name: p.shape for p in outcome.program.inputs if p.name not in inside},
         axes=outcome.program.axes,
@@ -227,14 +227,22 @@ def _drift(shared: Shared, yardstick: Program, numerics: Numerics) -> Drift:
     return shared.drift[key]
 
 
-def _placed(placement: Placement, request: Request) -> Verdict:
-    if not placement.violations and all(n.where == "unknown" for n in placement.nodes):
+def placed(placement: Placement, gates: Gates) -> Verdict:
+    """The verdict on where operations run; gated by the share of operations, and of multiply-accumulates of weights."""
+    linear = placement.linear_share()
+    metrics = [Metric("accelerated_share", placement.share(), gates.placement, at_most=False)]
+    if linear is not None:
+        metrics.append(Metric("linear_share", linear, gates.delegated, at_most=False))
+    reasons = list(placement.violations[:3])
+    if not metrics[0].ok:
+        reasons.append(f"only {placement.share():.0%} of the operations are accelerated")
+    if linear is not None and not metrics[1].ok:
+        reasons.append(f"only {linear:.1%} of the multiply-accumulates of weights are accelerated")
+    known = not all(n.where == "unknown" for n in placement.nodes)
+    if reasons and (known or placement.violations):
+        return Failed("placement", Evidence.STRUCTURAL, "; ".join(reasons), tuple(metrics), placement.source)
+    if gates.delegated is not None and linear is None:
+        return NotRun("placement", f"{placement.source}: it does not tell what share --gate delegated asks for")
+    if not known:
         return NotRun("placement", placement.source)
-    metric = Metric("accelerated_share", placement.share(), request.gates.placement, at_most=False)
-    if placement.violations:
-        reason = "; ".join(placement.violations[:3])
-        return Failed("placement", Evidence.STRUCTURAL, reason, (metric,), placement.source)
-    if not metric.ok:
-        reason = f"only {metric.value:.0%} of the operations are accelerated"
-        return Failed("placement", Evidence.STRUCTURAL, reason, (metric,), placement.source)
-    return Passed("placement", Evidence.STRUCTURAL, (metric,), placement.source)
+    return Passed("placement", Evidence.STRUCTURAL, tuple(metrics), placement.source)

@@ -28,6 +28,9 @@ class Gates(BaseModel):
         default=None, gt=0, description="largest error of an artifact, in multiples of rounding noise"
     )
     placement: float | None = Field(default=None, ge=0, le=1, description="smallest accelerated share of operations")
+    delegated: float | None = Field(
+        default=None, ge=0, le=1, description="smallest accelerated share of the multiply-accumulates of weights"
+    )
     tokenizer: float | None = Field(
         default=None,
         ge=0,

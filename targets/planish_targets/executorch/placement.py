@@ -10,8 +10,10 @@ import torch
 
 from planish_targets.contract import Placed, Placement, Unavailable
 from planish_targets.executorch.delegates.delegate import Payload
+from planish_targets.executorch.memory import method
 from planish_targets.executorch.payloads import of_delegate, payloads
 from planish_targets.executorch.pte import SCALAR_TYPES, XNNPACK, PteFile, xnnpack_graphs
+from planish_targets.executorch.work import delegated_work, graph_values, kernel_work, plan_value
 
 _SOURCE = "execution plan of the .pte and the payloads of its delegates"
 
@@ -40,7 +42,8 @@ def placement(
         if kind == "KernelCall":
             operator = file.plan.operators[call.op_index].name
             reason = (reasons or {}).get(operator) or _reason(operator, file)
-            nodes.append(Placed(f"instruction {index}", operator, "fallback", "portable kernel", reason, module))
+            where, work = f"instruction {index}", kernel_work(operator, [plan_value(file, a) for a in call.args])
+            nodes.append(Placed(where, operator, "fallback", "portable kernel", reason, module, work))
         elif kind == "DelegateCall" and call.delegate_index in others:
             nodes += _other(index, call.delegate_index, file, others[call.delegate_index], inner or {})
         elif kind == "DelegateCall":
@@ -48,14 +51,17 @@ def placement(
     crossings = sum(type(i.instr_args).__name__ == "DelegateCall" for i in file.plan.chains[0].instructions)
     advice = (f"{crossings} separate delegates, each one a hand-over from portable kernels and back",)
     problems = tuple(p for payload in others.values() if isinstance(payload, Payload) for p in payload.problems)
-    return Placement(_SOURCE, tuple(nodes), problems, advice if crossings > 1 else ())
+    methods = () if others else (method(file, graphs),)
+    return Placement(_SOURCE, tuple(nodes), problems, advice if crossings > 1 else (), methods)
 
 
 def _delegated(index: int, graph: Mapping[str, Any], handles: Mapping[str, str]) -> Iterator[Placed]:
+    values = graph_values(graph)
     for number, node in enumerate(graph["xnodes"]):
         module = handles.get(str(node["debug_handle"]), "")
         operator = node["xnode_union_type"].removeprefix("_")
-        yield Placed(f"instruction {index}.{number}", operator, "accelerated", XNNPACK, module=module)
+        work = delegated_work(node, values)
+        yield Placed(f"instruction {index}.{number}", operator, "accelerated", XNNPACK, "", module, work)
 
 
 def _other(
@@ -79,7 +85,9 @@ def _reason(operator: str, file: PteFile) -> str:
 
 
 _REASONS = {
-    "embedding": "XNNPACK has no table lookup",
+    **dict.fromkeys(("embedding", "embedding_byte", "embedding_4bit"), "XNNPACK has no table lookup"),
+    "custom_sdpa": "attention over a cache has a kernel of its own",
+    "update_cache": "caches are written in place by a kernel of their own",
     "native_layer_norm": "XNNPACK has no layer norm",
     "where": "XNNPACK has no selection; the mask is computed once per call",
     "_to_dim_order_copy": "XNNPACK's partitioner takes no conversion from integers or booleans",

@@ -66,9 +66,13 @@ class PteFile:
         begin = self.header.base + at.offset
         return self._bytes[begin : begin + at.size]
 
+    def named_sizes(self) -> dict[str, int]:
+        """Bytes of every named constant."""
+        return {e.key: self.program.segments[e.segment_index].size for e in self.program.named_data or ()}
+
     def named(self, key: str) -> bytes:
         """The bytes of one named constant (the delegates' weights)."""
-        for entry in self.program.named_data:
+        for entry in self.program.named_data or ():
             if entry.key == key:
                 return self.segment(entry.segment_index)
         raise PlanishError(f"constant {key!r} is not in the .pte file", str(self.path), "compile the model again")

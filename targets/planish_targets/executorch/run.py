@@ -76,6 +76,15 @@ def load(call: Call) -> Model:
     return decoder if "context" in call.options else model
 
 
+def prepare() -> None:
+    """The runtime, with nothing in it."""
+    skip_compiler()
+    with quiet():
+        from executorch.runtime import Runtime
+
+        Runtime.get()
+
+
 def more_kernels(call: Call) -> None:
     """Kernels for quantised tables, attention and caches, which executorch ships as libraries of their own."""
     for name in _names(call, "kernels"):
@@ -118,4 +127,4 @@ def told(problem: RuntimeError) -> str:
 
 
 if __name__ == "__main__":
-    serve("ExecuTorch CPU (XNNPACK)", ("executorch", "torch"), load)
+    serve("ExecuTorch CPU (XNNPACK)", ("executorch", "torch"), load, prepare)

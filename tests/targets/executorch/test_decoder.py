@@ -157,6 +157,15 @@ def test_runners_of_executorch_find_what_they_ask_for() -> None:
     assert artifact.options["context"] == CONTEXT
 
 
+def test_caches_are_told_from_activations() -> None:
+    artifact = made("llama")
+    (method,) = TARGET.placement(artifact).methods
+    layers, heads, width = 2, 2, 16
+    assert method.memory.states == artifact.options["state_bytes"] == 2 * layers * heads * width * CONTEXT * 4
+    assert method.memory.states + method.memory.activations == artifact.options["planned_bytes"]
+    assert method.partitions == artifact.options["subgraphs"]
+
+
 def _attention(program: Program) -> fx.Node:
     return next(n for n in program.graph.nodes if str(n.target) == "planish.resident_attention.default")
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from planish.away import delegation
 from planish.bundle import interface
 from planish.bundle.codec import UNSEALED
 from planish.bundle.manifest import (
@@ -100,12 +101,23 @@ def _target_report(result: TargetResult) -> dict[str, Any]:
     return {
         "verdicts": [verdict_to_json(v) for v in result.verdicts],
         "steps": [asdict(s) for s in result.steps],
-        "placement": placement and {**asdict(placement), "share": placement.share()},
+        "placement": placement and {**asdict(placement), **delegation(placement)},
+        "memory": _memory(result),
         "latency": {"device": result.latency_device, "seconds": {c: encode(s) for c, s in result.latency.items()}},
         "speed": result.speed and asdict(result.speed),
         "drift": [_drift(d) for d in result.drift],
         "notes": list(result.artifact.notes) if result.artifact else [],
     }
+
+
+def _memory(result: TargetResult) -> dict[str, Any]:
+    """Expected peak of the artifact beside its process, and what the checks' process needed, for shorter calls."""
+    methods = result.placement.methods if result.placement else ()
+    speed = result.speed
+    measured = None
+    if speed is not None and speed.peak_bytes is not None and speed.start_bytes is not None:
+        measured = speed.peak_bytes - speed.start_bytes
+    return {"expected": max((m.peak for m in methods), default=None), "measured": measured}
 
 
 def _drift(drift: Drift) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from planish.away import delegation
 from planish.cli.console import out
 from planish.compiled import TargetResult
 from planish.form import cosine, milliseconds, size, small
@@ -138,7 +139,7 @@ def _target_to_json(result: TargetResult, count: int | None) -> dict[str, Any]:
         "placement": placement
         and {
             "source": placement.source,
-            "share": placement.share(),
+            **delegation(placement),
             "away": [n for n in placement.nodes if n.where != "accelerated"],
             "violations": placement.violations,
             "advice": placement.advice,
@@ -189,6 +190,9 @@ def _show_placement(console: Console, result: TargetResult) -> None:
     reasons = "; ".join(dict.fromkeys(f"{n.op}: {n.reason or n.where}" for n in away[:3]))
     more = f"; and {len(away) - 3} more (report.json)" if len(away) > 3 else ""
     count = f"{len(away)} of {len(result.placement.nodes)} operations leave the accelerator"
+    linear = result.placement.linear_share()
+    if linear is not None:
+        count += f", with {1 - linear:.1%} of the multiply-accumulates of weights"
     _line(console, "placed", "yellow", f"{result.target}: {count}; {reasons}{more}")
 
 

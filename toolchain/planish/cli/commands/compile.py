@@ -90,7 +90,7 @@ def compile_command(
         typer.Option(
             "--gate",
             metavar="NAME=LIMIT",
-            help="Limit of a gate: cosine, agreement, divergence, capture, lowering, placement, tokenizer; repeatable.",
+            help="Limit of a gate: cosine, agreement, divergence, capture, lowering, placement, delegated, tokenizer.",
         ),
     ] = None,
     logits: Annotated[

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from planish.inspect import ArtifactFacts, BundleFacts, Facts, ModelFacts, PlacementFacts
+    from planish_targets.cost import Method
 
 _MOST = 12  # operators and reasons that are shown; --json has all
 
@@ -188,13 +189,42 @@ def _show_artifact(
 
 def _show_placement(console: Console, placement: PlacementFacts) -> None:
     share = f"{placement.share:.0%} of {placement.operations} operations accelerated"
+    if placement.linear_share is not None and placement.product_share is not None:
+        share += (
+            f", {placement.linear_share:.1%} of the multiply-accumulates of weights and "
+            f"{placement.product_share:.1%} of all products"
+        )
     _row(console, "placement", f"{placement.target}: {share} ({placement.source})")
-    for reason, count in list(placement.fallbacks.items())[:_MOST]:
-        _row(console, "", f"{count} x {reason}", "yellow")
+    for kind in placement.costs[:_MOST]:
+        cost = f"; {kind.cost}" if kind.cost else ""
+        _row(console, "", f"{kind.count} x {kind.label}{cost}", "yellow")
     for text in placement.violations:
         _row(console, "", f"violation: {text}", "red")
     for text in placement.advice:
         _row(console, "", f"advice: {text}", "dim")
+    for method in placement.methods:
+        _show_method(console, method)
+
+
+def _show_method(console: Console, method: Method) -> None:
+    from planish.form import size
+
+    memory = method.memory
+    parts = {
+        "constants as stored": memory.mapped,
+        "constants repacked": memory.packed,
+        "activations": memory.activations,
+        "caches": memory.states,
+        "inside delegates": memory.workspace,
+        "bookkeeping": memory.bookkeeping + memory.code,
+    }
+    told = ", ".join(f"{name} {size(count)}" for name, count in parts.items() if count)
+    _row(
+        console,
+        "memory",
+        f"{method.name}, {method.partitions} delegates: {size(memory.stored)} of constants in the file",
+    )
+    _row(console, "", f"expected peak beside the process: {size(method.peak)} ({told})")
 
 
 def _counted(ops: Mapping[str, int]) -> str:
