@@ -20,6 +20,11 @@ def signature(bundle: Path) -> dict[str, Any]:
     return data
 
 
+def compact(data: object) -> bytes:
+    """JSON without a byte that says nothing."""
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def payload_of(signature: dict[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(base64.b64decode(signature["dsseEnvelope"]["payload"]))
     return data
@@ -27,11 +32,11 @@ def payload_of(signature: dict[str, Any]) -> dict[str, Any]:
 
 def with_payload(signature: dict[str, Any], payload: dict[str, Any]) -> bytes:
     signature["dsseEnvelope"]["payload"] = base64.b64encode(json.dumps(payload).encode()).decode()
-    return json.dumps(signature).encode()
+    return compact(signature)
 
 
 def test_what_it_claims(signature: dict[str, Any], bundle: Path) -> None:
-    claim = read_claim(json.dumps(signature).encode(), "x")
+    claim = read_claim(compact(signature), "x")
     assert claim.kind == "key"
     assert claim.hint == signature["verificationMaterial"]["publicKey"]["hint"]
     assert set(claim.files) == {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()} - {
@@ -60,7 +65,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 def test_changed_envelope(signature: dict[str, Any], change: Callable[[dict[str, Any]], Any], message: str) -> None:
     change(signature)
     with pytest.raises(SignatureRefused, match=message):
-        read_claim(json.dumps(signature).encode(), "x")
+        read_claim(compact(signature), "x")
 
 
 PAYLOADS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
@@ -100,3 +105,27 @@ def test_changed_statement(signature: dict[str, Any], change: Callable[[dict[str
 def test_what_is_no_signature(data: bytes, message: str) -> None:
     with pytest.raises(SignatureRefused, match=message):
         read_claim(data, "x")
+
+
+@pytest.mark.parametrize("spaced", [lambda d: d + b"\n", lambda d: b" " + d, lambda d: d.replace(b"/", b"\\/", 1)])
+def test_bytes_that_say_nothing(signature: dict[str, Any], spaced: Callable[[bytes], bytes]) -> None:
+    data = spaced(compact(signature))
+    with pytest.raises(SignatureRefused, match="bytes that say nothing"):
+        read_claim(data, "x")
+    assert read_claim(data, "x", exact=False).data == compact(signature)
+
+
+@pytest.mark.parametrize("where", ["payload", "sig"])
+def test_bits_that_decode_to_nothing(signature: dict[str, Any], where: str) -> None:
+    envelope = signature["dsseEnvelope"]
+    holder, key = (envelope, "payload") if where == "payload" else (envelope["signatures"][0], "sig")
+    data = base64.b64decode(holder[key])
+    data += b"" if len(data) % 3 else b" "  # until there are such bits
+    text = base64.b64encode(data).decode()
+    last = text.rstrip("=")[-1]
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    other = alphabet[alphabet.index(last) + 1]
+    holder[key] = text.rstrip("=")[:-1] + other + "=" * text.count("=")
+    assert base64.b64decode(holder[key], validate=True) == data
+    with pytest.raises(SignatureRefused, match="last bits are not zero"):
+        read_claim(compact(signature), "x")

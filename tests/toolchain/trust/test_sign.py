@@ -95,7 +95,7 @@ def test_hint_of_a_trusted_key_does_not_make_a_signature(bundle: Path, owners: T
     sign_bundle(bundle, KeySigner(phone.private), replace=True)
     data = json.loads((bundle / SIGNATURE).read_text())
     data["verificationMaterial"]["publicKey"]["hint"] = owners.keys[0].fingerprint
-    (bundle / SIGNATURE).write_text(json.dumps(data))
+    (bundle / SIGNATURE).write_text(json.dumps(data, separators=(",", ":")))
     verdict = judged(bundle, owners)
     assert isinstance(verdict, Failed)
     assert "does not fit" in verdict.reason
@@ -223,7 +223,7 @@ def test_sigstore_that_cannot_be_reached(bundle: Path, monkeypatch: pytest.Monke
     assert (bundle / SIGNATURE).read_bytes() == before
     data = json.loads(before)
     data["verificationMaterial"] = {"certificate": {"rawBytes": "AAAA"}, "tlogEntries": []}
-    (bundle / SIGNATURE).write_text(json.dumps(data))
+    (bundle / SIGNATURE).write_text(json.dumps(data, separators=(",", ":")))
     monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", no_network)
     with pytest.raises(PlanishError, match="Sigstore cannot be used from here"):
         judged(bundle, Trusted(identities=(Identity("me@example.org", "https://accounts.example"),)))

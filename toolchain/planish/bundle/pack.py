@@ -17,13 +17,11 @@ from planish.bundle.additions import additions
 from planish.bundle.files import settle_file, settle_folder, walk
 from planish.bundle.manifest import MANIFEST, SIGNATURE
 from planish.bundle.read import Bundle, open_bundle
-from planish.bundle.unpack import ENTRIES, RATIO, SMALL
+from planish.bundle.unpack import ENTRIES, EPOCH, MODE, RATIO, SMALL
 from planish_passes.errors import PlanishError
 
 SUFFIX = ".zip"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that the format has
 _UNIX = 3
-_MODE = 0o100644 << 16
 _PIECE = 1 << 20
 
 
@@ -89,8 +87,8 @@ def _ordered(bundle: Bundle) -> Iterator[tuple[str, Path]]:
 def _write(bundle: Bundle, files: dict[str, Path], at: Path, deflate: bool) -> None:
     with zipfile.ZipFile(at, "w") as archive:
         for name, path in files.items():
-            entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system, entry.external_attr = _UNIX, _MODE
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.create_system, entry.external_attr = _UNIX, MODE
             entry.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
             entry.file_size = path.stat().st_size  # decides about 64 bit sizes
             digest = hashlib.sha256()

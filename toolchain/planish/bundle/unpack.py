@@ -28,12 +28,14 @@ from planish.bundle.codec import parse_manifest
 from planish.bundle.manifest import MANIFEST, Manifest
 from planish.bundle.part import BundlePath
 from planish.bundle.read import open_bundle
-from planish.bundle.zip_layout import directory_of, local_end
+from planish.bundle.zip_layout import check_list, directory_of, local_end
 from planish_passes.errors import PlanishError
 
 ENTRIES = 20_000  # files of an archive
 TOTAL = 64 << 30  # bytes of all files
 RATIO, SMALL = 100, 1 << 30  # bytes of all files per byte of the archive; below `SMALL` any ratio is allowed
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that the format has
+MODE = 0o100644 << 16  # a regular file that everybody may read
 _ADDED = 64 << 20  # bytes of one file that no manifest lists
 _DEFLATE = 1032  # the best that deflate can do (https://zlib.net/zlib_tech.html)
 _SPARE = 16 << 20
@@ -131,6 +133,7 @@ def _entries(file: BinaryIO, path: Path) -> dict[str, zipfile.ZipInfo]:
         listed = archive.infolist()
     if len(listed) != directory.entries:
         raise ArchiveRefused("It claims another number of files than it lists.", str(path), _HINT)
+    check_list(file, directory, listed)
     at, found, taken = 0, dict[str, zipfile.ZipInfo](), dict[str, str]()
     for entry in listed:
         if fault := _fault(entry, directory.start) or _collision(entry.filename, taken):
@@ -160,14 +163,25 @@ def _fault(entry: zipfile.ZipInfo, size: int) -> str:
         return "is a symbolic link" if stat.S_ISLNK(mode) else "is not a regular file"
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return "is compressed in a way that bundles do not use"
-    if entry.flag_bits & ~0x800 or entry.comment or entry.volume or not _only_sizes(entry.extra):
-        return "has flags, a comment or fields that packed bundles do not have"
+    if fault := _odd(entry):
+        return f"has {fault} that packed bundles do not have"
     if entry.compress_size > size:
         return "claims to be larger than the archive"
     best = 1 if entry.compress_type == zipfile.ZIP_STORED else _DEFLATE
     if entry.file_size > best * entry.compress_size or (best == 1 and entry.file_size != entry.compress_size):
         return f"claims {entry.file_size} bytes, which {entry.compress_size} cannot hold"
     return ""
+
+
+def _odd(entry: zipfile.ZipInfo) -> str:
+    """What of an entry is not as `pack_bundle` writes it; no bit of a header is left to say something unheard."""
+    if entry.flag_bits != (0 if entry.filename.isascii() else 0x800) or entry.reserved:
+        return "flags"
+    if entry.comment or entry.volume or not _only_sizes(entry.extra):
+        return "a comment or fields"
+    if entry.date_time != EPOCH or entry.external_attr != MODE or entry.internal_attr:
+        return "a date or rights"
+    return "" if entry.create_version == entry.extract_version else "a version"
 
 
 def _is_path(name: str) -> bool:

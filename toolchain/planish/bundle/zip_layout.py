@@ -16,17 +16,21 @@ _END = struct.Struct("<4s4H2LH")
 _LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _LOCAL = struct.Struct("<4s5H3L2H")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
 _FULL = 0xFFFFFFFF
 _MANY = 0xFFFF
+_NARROW, _WIDE = 20, 45  # versions of the format: with folders and deflate, with 64 bit sizes
+_FIRST_DAY = (0, 0x21)  # 1980-01-01 00:00 in the words of MS-DOS
 _EXTRA64 = struct.Struct("<2H2Q")
 
 
 @dataclass(frozen=True)
 class Directory:
-    """The list of files: how many, where it starts, and the size of the archive."""
+    """The list of files: how many, where it starts, its size, and the size of the archive."""
 
     entries: int
     start: int
+    size: int
     end: int
 
 
@@ -51,7 +55,13 @@ def directory_of(file: BinaryIO) -> Directory:
         if (other, volumes, record) != (0, 1, before):
             raise zipfile.BadZipFile("its 64 bit end is not where it says")
         long = _at(file, before, _END64, b"PK\6\6")
-        if long[1] != _END64.size - 12 or long[4] or long[5] or long[6] != long[7]:
+        if (
+            long[1] != _END64.size - 12
+            or (long[2], long[3]) != (_WIDE, _WIDE)
+            or long[4]
+            or long[5]
+            or long[6] != long[7]
+        ):
             raise zipfile.BadZipFile("its 64 bit end names other volumes or holds more than it may")
         wide = long[7:]
         for short, value, limit in ((entries, wide[0], _MANY), (size, wide[1], _FULL), (start, wide[2], _FULL)):
@@ -60,7 +70,7 @@ def directory_of(file: BinaryIO) -> Directory:
         entries, size, start = wide
     if start + size != before:
         raise zipfile.BadZipFile("its list of files is not where it says")
-    return Directory(entries, start, end)
+    return Directory(entries, start, size, end)
 
 
 def _has_locator(file: BinaryIO, place: int) -> bool:
@@ -70,6 +80,27 @@ def _has_locator(file: BinaryIO, place: int) -> bool:
     return file.read(4) == b"PK\6\7"
 
 
+def check_list(file: BinaryIO, directory: Directory, listed: list[zipfile.ZipInfo]) -> None:
+    """Walk the list of files by the lengths that it states: zipfile reads on where one is too long.
+
+    Raises:
+        zipfile.BadZipFile: a length is not that of what was read, or the list ends elsewhere.
+    """
+    at = directory.start
+    for entry in listed:
+        head = _at(file, at, _CENTRAL, b"PK\1\2")
+        name, extra, comment = head[10:13]
+        if (name, extra, comment) != (len(_spelled(entry)), len(entry.extra), len(entry.comment)):
+            raise zipfile.BadZipFile(f"the list says another length of {entry.filename!r}")
+        at += _CENTRAL.size + name + extra + comment
+    if at != directory.start + directory.size:
+        raise zipfile.BadZipFile("the list of files does not end where it says")
+
+
+def _spelled(entry: zipfile.ZipInfo) -> bytes:
+    return entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
+
+
 def local_end(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where the data of an entry ends, when the header before it says the same as the list of files.
 
@@ -77,7 +108,7 @@ def local_end(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
         zipfile.BadZipFile: it says something else.
     """
     head = _at(file, entry.header_offset, _LOCAL, b"PK\3\4")
-    _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = head
+    _, version, flags, method, time, date, crc, packed, size, name_length, extra_length = head
     name = file.read(name_length)
     extra = file.read(extra_length)
     if _FULL in (packed, size):
@@ -88,9 +119,12 @@ def local_end(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
             raise zipfile.BadZipFile(f"the header of {entry.filename!r} holds more than sizes")
     elif extra:
         raise zipfile.BadZipFile(f"the header of {entry.filename!r} holds more than it may")
-    told = (flags, method, crc, packed, size, name)
-    spelled = entry.filename.encode("utf-8" if entry.flag_bits & 0x800 else "ascii")
-    if told != (entry.flag_bits, entry.compress_type, entry.CRC, entry.compress_size, entry.file_size, spelled):
+    told = (version, flags, method, (time, date), crc, packed, size, name)
+    sizes = (entry.CRC, entry.compress_size, entry.file_size)
+    listed = (entry.flag_bits, entry.compress_type, _FIRST_DAY, *sizes, _spelled(entry))
+    # The list has 64 bit numbers also where a file begins far away.
+    needed = _WIDE if extra or entry.extra else _NARROW
+    if entry.extract_version != needed or told != (_WIDE if extra else _NARROW, *listed):
         raise zipfile.BadZipFile(f"the header of {entry.filename!r} is not as in the list")
     return entry.header_offset + _LOCAL.size + name_length + extra_length + entry.compress_size
 

@@ -128,8 +128,14 @@ class _Statement(_Plain):
     predicate: _Predicate
 
 
-def read_claim(data: bytes, where: str) -> Claim:
+def read_claim(data: bytes, where: str, *, exact: bool = True) -> Claim:
     """Read a signature file; nothing in it is checked against anything yet.
+
+    Args:
+        data: the file.
+        where: its name, for errors.
+        exact: no byte but those that JSON needs, so that whoever changes one is noticed. Writers of other languages
+            may add spaces and escapes.
 
     Raises:
         SignatureRefused: not a signature of model-signing 1.x, or one with more in it than is understood.
@@ -137,15 +143,18 @@ def read_claim(data: bytes, where: str) -> Claim:
     if len(data) > LARGEST:
         raise SignatureRefused(f"The signature is larger than {LARGEST >> 20} MiB.", where, _HINT)
     raw = _json(data, "The signature", where)
+    if exact and json.dumps(raw, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace") != data:
+        raise SignatureRefused("The signature holds bytes that say nothing.", where, _HINT)
     bundle = _valid(_Bundle, raw, "The signature", where)
     payload = _decoded(bundle.dsse_envelope.payload, where)
+    _decoded(bundle.dsse_envelope.signatures[0].sig, where)
     statement = _valid(_Statement, _json(payload, "What is signed", where), "What is signed", where)
     files = {resource.name: resource.digest for resource in statement.predicate.resources}
     if len(files) != len(statement.predicate.resources):
         raise SignatureRefused("What is signed is not valid: a path is listed twice.", where, _HINT)
     kind, hint = _signer(bundle.verification_material, where)
     canonical = bundle.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return Claim(json.dumps(canonical).encode(), kind, hint, files)
+    return Claim(json.dumps(canonical, separators=(",", ":")).encode(), kind, hint, files)
 
 
 def _signer(material: _Material, where: str) -> tuple[Literal["key", "certificate", "sigstore"], str]:
@@ -162,9 +171,12 @@ def _signer(material: _Material, where: str) -> tuple[Literal["key", "certificat
 
 def _decoded(text: str, where: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as problem:
         raise SignatureRefused(f"The signature is not valid base64: {problem}.", where, _HINT) from problem
+    if base64.b64encode(data).decode() != text:  # bits that decode to nothing
+        raise SignatureRefused("The signature is not valid base64: its last bits are not zero.", where, _HINT)
+    return data
 
 
 def _json(data: bytes, what: str, where: str) -> Any:

@@ -92,8 +92,7 @@ def accept(path: Path, result: Path, trusted: Trusted, *, keep_failed: bool) -> 
         PlanishError: unsigned, altered, of something else, of nobody who is trusted, or recorded already.
     """
     bundle = whole(path)
-    read = read_result(result, bundle)
-    signature = (result / SIGNATURE).read_bytes()
+    read = read_result(result, bundle, exact=False)
     signer = verify_result(read, trusted, str(result))
     verdict = _verdict(bundle, read, signer)
     if isinstance(verdict, Failed) and not keep_failed:
@@ -102,7 +101,7 @@ def accept(path: Path, result: Path, trusted: Trusted, *, keep_failed: bool) -> 
     if os.path.lexists(at):
         raise PlanishError("The bundle has this result already.", str(at), "nothing is to be done")
     with _beside(bundle.root) as folder:
-        store(read, folder, signature)
+        store(read, folder)
         settle(folder)
         at.parent.mkdir(parents=True, exist_ok=True)
         os.rename(folder, at)

@@ -119,14 +119,14 @@ def read_result(folder: Path, bundle: Bundle, *, exact: bool = True) -> Result:
     Args:
         folder: where it is.
         bundle: the bundle it should be of.
-        exact: refuse files that do not belong to a result.
+        exact: refuse a signature with bytes that say nothing; those that come from a device may have some.
 
     Raises:
         ResultRefused, SignatureRefused: unsigned, damaged, altered after it was signed, or of something else.
     """
-    contents = _contents(folder, bundle, exact)
+    contents = _contents(folder, bundle)
     where = str(folder)
-    claim = read_claim(contents.pop(SIGNATURE), f"{where}/{SIGNATURE}")
+    claim = read_claim(contents.pop(SIGNATURE), f"{where}/{SIGNATURE}", exact=exact)
     if claim.files != {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}:
         raise ResultRefused("The result was altered after it was signed.", where, _AGAIN)
     told = _parsed(Told, contents[RESULT], f"{where}/{RESULT}")
@@ -148,13 +148,13 @@ def verify_result(result: Result, trusted: Trusted, where: str) -> Signer:
         return verify_claim(result.claim, Path(scratch), trusted, where)
 
 
-def store(result: Result, folder: Path, signature: bytes) -> None:
-    """Write a result with its signature, as it was read, into an empty folder."""
-    for name, data in {**result.contents, SIGNATURE: signature}.items():
+def store(result: Result, folder: Path) -> None:
+    """Write a result with its signature, in its exact form, into an empty folder."""
+    for name, data in {**result.contents, SIGNATURE: result.claim.data}.items():
         (folder / name).write_bytes(data)
 
 
-def _contents(folder: Path, bundle: Bundle, exact: bool) -> dict[str, bytes]:
+def _contents(folder: Path, bundle: Bundle) -> dict[str, bytes]:
     where = str(folder)
     if not folder.is_dir():
         hint = f"give the folder that holds {', '.join(PARTS)}"
@@ -165,7 +165,7 @@ def _contents(folder: Path, bundle: Bundle, exact: bool) -> dict[str, bytes]:
             unsigned = "The result is not signed" if missing == [SIGNATURE] else "The result is not complete"
             hint = "planish attest signs results; so does model_signing sign key" if missing == [SIGNATURE] else _AGAIN
             raise ResultRefused(f"{unsigned}: there is no {missing[0]}.", where, hint)
-        if exact and (extra := sorted(set(found) - set(PARTS))):
+        if extra := sorted(set(found) - set(PARTS)):
             raise ResultRefused(f"{extra[0]} does not belong to a result.", where, f"it has {', '.join(PARTS)}")
         return {name: _read(found[name], _LIMITS.get(name, _largest(bundle))) for name in PARTS}
     except OSError as problem:
