@@ -107,11 +107,21 @@ def test_what_is_no_signature(data: bytes, message: str) -> None:
         read_claim(data, "x")
 
 
-@pytest.mark.parametrize("spaced", [lambda d: d + b"\n", lambda d: b" " + d, lambda d: d.replace(b"/", b"\\/", 1)])
+NOTHING = [
+    lambda d: d + b"\n",
+    lambda d: b" " + d,
+    lambda d: d.replace(b"/", b"\\/", 1),
+    lambda d: d.replace(b',"keyid":""', b""),
+    lambda d: d.replace(b',"tlogEntries":[]', b""),
+]
+
+
+@pytest.mark.parametrize("spaced", NOTHING)
 def test_bytes_that_say_nothing(signature: dict[str, Any], spaced: Callable[[bytes], bytes]) -> None:
     data = spaced(compact(signature))
-    with pytest.raises(SignatureRefused, match="bytes that say nothing"):
+    with pytest.raises(SignatureRefused, match="not as model-signing writes it"):
         read_claim(data, "x")
+    assert data != compact(signature)
     assert read_claim(data, "x", exact=False).data == compact(signature)
 
 

@@ -73,7 +73,9 @@ def provenance(manifest: Manifest, builder_id: str) -> Json:
 def _source(manifest: Manifest) -> list[Json]:
     source, found = manifest.source, []
     if source.kind == "hub":
-        whole: Json = {"name": source.location, "uri": purl(source), "annotations": {"role": "model"}}
+        whole: Json = {"name": source.location, "annotations": {"role": "model"}}
+        if uri := purl(source):
+            whole["uri"] = uri
         if source.revision:
             whole["digest"] = {"gitCommit": source.revision}
         found.append(whole)
@@ -90,7 +92,8 @@ def _source(manifest: Manifest) -> list[Json]:
 
 def _packages(manifest: Manifest) -> list[Json]:
     packages = {"planish": manifest.planish, **manifest.tools.packages}
-    return [{"name": name, "uri": package_purl(name, version)} for name, version in packages.items()]
+    named = {name: package_purl(name, version) for name, version in packages.items()}
+    return [{"name": name, "uri": uri} for name, uri in named.items() if uri is not None]
 
 
 def _verdicts(manifest: Manifest) -> list[Json]:

@@ -50,20 +50,23 @@ def sbom(manifest: Manifest) -> Json:
 
 
 def purl(source: SourceEntry) -> str | None:
-    """The package URL of a model of the hub (https://github.com/package-url/purl-spec, type huggingface)."""
-    from packageurl import PackageURL
-
-    if source.kind != "hub":
-        return None
+    """The package URL of a model of the hub (https://github.com/package-url/purl-spec, type huggingface); else None."""
     owner, _, name = source.location.rpartition("/")
-    return str(PackageURL("huggingface", owner or None, name, source.revision).to_string())
+    return _purl("huggingface", owner, name, source.revision) if source.kind == "hub" else None
 
 
-def package_purl(name: str, version: str) -> str:
-    """The package URL of a Python distribution."""
+def package_purl(name: str, version: str) -> str | None:
+    """The package URL of a Python distribution; None for a name that none can have."""
+    return _purl("pypi", "", name, version)
+
+
+def _purl(kind: str, owner: str, name: str, version: str | None) -> str | None:
     from packageurl import PackageURL
 
-    return str(PackageURL("pypi", None, name, version).to_string())
+    try:
+        return str(PackageURL(kind, owner or None, name, version).to_string())
+    except ValueError:  # names that no service has: what the manifest says stands beside it
+        return None
 
 
 def describe(entry: VerdictEntry) -> str:
@@ -133,15 +136,18 @@ def _source(source: SourceEntry) -> Json:
 
 
 def _version(source: SourceEntry) -> Json:
-    told = {"version": source.revision, "purl": purl(source)}
-    return {key: value for key, value in told.items() if value is not None}
+    return _told({"version": source.revision, "purl": purl(source)})
+
+
+def _told(entry: Json) -> Json:
+    return {key: value for key, value in entry.items() if value is not None}
 
 
 def _tools(manifest: Manifest) -> list[Json]:
     return [
         {"type": "application", "name": "planish", "version": manifest.planish},
         *(
-            {"type": "library", "name": name, "version": version, "purl": package_purl(name, version)}
+            _told({"type": "library", "name": name, "version": version, "purl": package_purl(name, version)})
             for name, version in manifest.tools.packages.items()
         ),
     ]
