@@ -30,9 +30,9 @@ def known_targets() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def undrawn() -> Iterator[None]:
-    """Plots of reports take a process each, and are looked at in tests/toolchain/report."""
+    """Plots of reports take a process each, and are looked at in tests/toolchain/report, later in the session."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("planish.report.pages.draw", lambda specs: ({}, "not now"))
         yield
