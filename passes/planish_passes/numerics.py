@@ -13,6 +13,7 @@ from planish_passes.quantise import MINIMA
 
 BY_ROLE = "int8_by_role"
 BY_BLOCK = "int8_by_block"
+BY_CACHE = "int8_by_cache"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class RoundActivations:
     3. any other: `int8_token_symmetric`.
 
     `int8_by_block` rounds the inputs of weights in groups by the same groups, and those of other weights by role.
+
+    `int8_by_cache` is `int8_token_pair` in programs with caches, in which an error is read again by every later token,
+    and `int8_token_asymmetric` in others.
     """
 
     activations: str
@@ -33,9 +37,12 @@ class RoundActivations:
     def run(self, program: Program) -> PassResult:
         """See the class."""
         changed = 0
+        named = self.activations
+        if named == BY_CACHE:
+            named = "int8_token_pair" if program.states else "int8_token_asymmetric"
         for node in program.graph.nodes:
             if node.op == "call_function" and op_name(node) == "planish.linear_q":
-                chosen = {BY_ROLE: role, BY_BLOCK: block}.get(self.activations, lambda _: self.activations)(node)
+                chosen = {BY_ROLE: role, BY_BLOCK: block}.get(named, lambda _: named)(node)
                 node.args = (*node.args[:6], chosen)
                 changed += 1
         program.exported.graph_module.recompile()

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 BLOCK = 1 << 24  # elements that are floating point at a time, when a program runs with real weights
+PAIR_RANGE, PAIR_LEAST = 126 * 255, 1e-37  # of `int8_token_pair`: steps to the bound; what keeps zeros finite
 GELU_LOW = 0.1701  # GELU and its tanh form never fall below -0.17005
 
 _library = torch.library.Library("planish", "DEF")
@@ -115,6 +116,11 @@ def _asymmetric(x: Tensor) -> Tensor:
     return (torch.clamp(torch.round(x * inverse) + zero, -128, 127) - zero) * (1 / inverse)
 
 
+def _pair(x: Tensor) -> Tensor:
+    step = (x / PAIR_RANGE).pow(4).sum(-1, keepdim=True).add(PAIR_LEAST).sqrt().sqrt()
+    return torch.floor(x / step + 0.5) * step
+
+
 def _blocks(x: Tensor, size: int) -> Tensor:
     blocks = x.unflatten(-1, (-1, size))
     scale = blocks.abs().amax(dim=-1, keepdim=True) / 127
@@ -129,6 +135,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "int8_token_residual": _residual,
     "uint8_token_after_gelu": _after_gelu,
     "int8_token_asymmetric": _asymmetric,
+    "int8_token_pair": _pair,
 }
 
 
@@ -142,6 +149,8 @@ def quantize_activations(x: Tensor, activations: str) -> Tensor:
             `int8_token_residual`: the same, and what it lost in a second int8 pass (about 15 bits);
             `uint8_token_after_gelu`: for values that a GELU made: [-0.17, max] in 255 steps;
             `int8_token_asymmetric`: the affine scheme of XNNPACK's dynamically quantised kernels, range [-128, 127];
+            `int8_token_pair`: one step per token, of which no |x| has more than `PAIR_RANGE`, for the step is
+            (sum (x / PAIR_RANGE)^4)^(1/4): what two int8 passes hold, one for 255 steps and one for single ones;
             `int8_block16` ... `int8_block128`: one scale per token and block of that many channels, max / 127, as the
             kernels of 4-bit weights do with their own blocks;
             `none`: x itself.

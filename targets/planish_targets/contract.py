@@ -35,11 +35,13 @@ class Numerics:
         weights: dtype that weights which stay float are stored in.
         compute: dtype that the runtime rounds activations to.
         activations: how inputs of quantised linears are rounded (`planish_passes.ops.ACTIVATIONS`).
+        fast: the same, where speed is worth more than faithfulness; "" = no faster way.
     """
 
     weights: torch.dtype = torch.float32
     compute: torch.dtype = torch.float32
     activations: str = "none"
+    fast: str = ""
 
 
 @dataclass(frozen=True)

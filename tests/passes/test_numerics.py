@@ -7,7 +7,7 @@ from support import capture_family, program_of
 from planish_passes import ops
 from planish_passes.canonicalise import Canonicalise
 from planish_passes.infra import run_passes
-from planish_passes.numerics import BY_ROLE, RoundActivations, RoundWeights
+from planish_passes.numerics import BY_CACHE, BY_ROLE, RoundActivations, RoundWeights
 from planish_passes.quantise import MINIMA, Quantise
 
 
@@ -75,3 +75,10 @@ def test_minima_of_kept_weights_are_not_rounded() -> None:
     rounded = RoundWeights(torch.float16).run(replace(program, weights=store)).program.weights
     assert torch.equal(rounded.read("w" + MINIMA), held)
     assert not torch.equal(rounded.read("other"), held)
+
+
+@pytest.mark.parametrize(("states", "chosen"), [((), "int8_token_asymmetric"), ((("a", "b"),), "int8_token_pair")])
+def test_programs_with_caches_have_two_passes(states: tuple[tuple[str, str], ...], chosen: str) -> None:
+    program = run_passes(capture_family("bert")[0].program, [Canonicalise(), Quantise()]).program
+    program = RoundActivations(BY_CACHE).run(replace(program, states=states)).program
+    assert {n.args[6] for n in program.graph.nodes if "linear_q" in str(n.target)} == {chosen}

@@ -59,8 +59,9 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
     request = shared.request
     name = f"{target.name}/{shared.name}" if shared.name else target.name
     numerics = target.numerics(shared.recipe)
-    if request.activations == "none":
-        numerics = replace(numerics, activations="none")
+    if request.activations != "auto":
+        fast = numerics.fast or numerics.activations
+        numerics = replace(numerics, activations="none" if request.activations == "none" else fast)
     sizes = _sizes(shared, target)
     progress.stage(f"lower {name}", "fixed shapes" if sizes else "dynamic shapes")
     full = run_passes(shared.program, pipeline.yardstick(numerics.weights, numerics.activations)).program

@@ -54,8 +54,8 @@ class Request(BaseModel):
     rounding: Literal["auto", "nearest", "search", "calibrated"] = Field(
         default="auto", description="how integers are found; auto: the best that the size of the model allows"
     )
-    activations: Literal["auto", "none"] = Field(
-        default="auto", description="inputs of quantised weights: as the target's fastest kernels do, or never rounded"
+    activations: Literal["auto", "fast", "none"] = Field(
+        default="auto", description="inputs of quantised weights: rounded as the target does best, fastest, or never"
     )
     bits: float | None = Field(
         default=None,

@@ -16,11 +16,11 @@ from planish_passes.program import Program, finish, op_name
 from planish_passes.quantise import SCALES, VALUES
 from planish_passes.quantise import ZEROS as ZERO_POINTS
 from planish_passes.weights import QuantizedTensor, TensorSpec, WeightFormat
-from planish_targets.executorch.edit import caller, derived, swap
+from planish_targets.executorch.edit import Call, caller, derived, swap
 from planish_targets.executorch.pte import PteFile
 
-FORMS = ("rows", "table")
-TABLE = ".q_table"
+FORMS = ("rows", "table", "offsets")
+TABLE, OFFSETS = ".q_table", ".q_offsets"
 _KERNELS = {"quantized_decomposed::embedding_byte": 8, "quantized_decomposed::embedding_4bit": 4}
 
 
@@ -68,18 +68,45 @@ def with_kernels(program: Program) -> Program:
             )
         name = program.weight_names()[values.name].removesuffix(VALUES)
         program, table = _stored_table(program, values, name, int(bits))
+        apart = zeros is not None and _exact_in_half(program, name)
         # Zero points must have the type of the result, and scales that of the zero points.
-        dtype = torch.float16 if zeros is None else torch.float32
+        dtype = torch.float16 if zeros is None or apart else torch.float32
         program, scales = _stored_as(program, name + SCALES, dtype)
         given = None
-        if zeros is not None:
+        if zeros is not None and not apart:
             program, given = _stored_as(program, name + ZERO_POINTS, dtype)
         kernels = operators()
         kernel, limit = (kernels.embedding_4bit, 8) if bits == 4 else (kernels.embedding_byte, 128)
         call = caller(program.graph, node)
         found = call(kernel.dtype, table, scales, given, -limit, limit - 1, ids, dtype=torch.float32)
+        if apart:
+            program, found = _less_offsets(program, call, name, ids, found)
         swap(program.graph, node, found)
     return program
+
+
+def offsets(scales: Tensor, zeros: Tensor) -> Tensor:
+    """scale * zero point, float16 [V, G]."""
+    return (scales * zeros.to(torch.float32)).to(torch.float16)
+
+
+def _exact_in_half(program: Program, name: str) -> bool:
+    """True when scales, and their products with zero points, are float16 numbers: half the bytes, the same values."""
+    scales, zeros = program.weights.read(name + SCALES), program.weights.read(name + ZERO_POINTS)
+    product = scales * zeros.to(torch.float32)
+    return all(torch.equal(t.to(torch.float16).to(torch.float32), t) for t in (scales, product))
+
+
+def _less_offsets(program: Program, call: Call, name: str, ids: Any, rows: fx.Node) -> tuple[Program, fx.Node]:
+    """rows [..., D] - what zero points take from each of their groups."""
+    aten, spec = torch.ops.aten, replace(program.weights.spec(name + SCALES), dtype=torch.float16)
+    program, table = derived(program, name + OFFSETS, (name + SCALES, name + ZERO_POINTS), offsets, spec)
+    wide = call(aten.to.dtype, call(aten.embedding.default, table, ids), torch.float32)
+    sizes = [s if isinstance(s, int) else -1 for s in rows.meta["val"].shape]
+    groups = spec.shape[1]
+    grouped = call(aten.view.default, rows, [*sizes[:-1], groups, sizes[-1] // groups])
+    less = call(aten.sub.Tensor, grouped, call(aten.unsqueeze.default, wide, -1))
+    return program, call(aten.view.default, less, sizes)
 
 
 def _stored_table(program: Program, values: fx.Node, name: str, bits: int) -> tuple[Program, fx.Node]:
@@ -155,17 +182,32 @@ def read(file: PteFile, place: dict[str, Any], name: str) -> QuantizedTensor:
     if (place["form"], {k: place[k] for k in ("values", "scales", "zeros")}) not in list(_stored(file)):
         raise PlanishError("a quantised table is not where lowering put it", name, "compile the model again")
     values, scales = (file.constant(int(place[k][0])) for k in ("values", "scales"))
-    zeros = file.constant(int(place["zeros"])).to(torch.int8) if place["zeros"] else None
+    zeros = _zero_points(file, place, scales, name) if place["zeros"] else None
     values = unpacked(values) if place["bits"] == 4 else values.reshape(rows, columns)
     group = columns // groups if groups > 1 else 0
     format = WeightFormat(place["bits"], group, zeros is None)
     return QuantizedTensor(values, scales.to(torch.float32).reshape(rows, groups), zeros, format)
 
 
+def _zero_points(file: PteFile, place: dict[str, Any], scales: Tensor, name: str) -> Tensor:
+    stored = file.constant(int(place["zeros"]))
+    if place["form"] != "offsets":
+        return stored.to(torch.int8)
+    products, factors = (t.reshape(len(t), -1).to(torch.float32) for t in (stored, scales))
+    zeros = torch.round(products / factors)
+    if not torch.equal(zeros * factors, products):
+        raise PlanishError(
+            "the zero points of a quantised table do not fit to its scales", name, "compile the model again"
+        )
+    return zeros.to(torch.int8)
+
+
 def _stored(file: PteFile) -> Iterator[tuple[str, dict[str, Any]]]:
     """(form, keys) of every quantised table: indices of values in the plan."""
     integers: dict[int, list[int]] = {}
     scales: dict[int, list[int]] = {}
+    halves: dict[int, list[int]] = {}  # tables of float16, by what looks them up
+    bare: dict[int, list[dict[str, Any]]] = {}  # quantised ones without zero points
     for instruction in file.plan.chains[0].instructions:
         call = instruction.instr_args
         if type(call).__name__ != "KernelCall":
@@ -174,15 +216,23 @@ def _stored(file: PteFile) -> Iterator[tuple[str, dict[str, Any]]]:
         if name in _KERNELS:
             table, factors, zeros = call.args[:3]
             given = str(zeros) if file.is_constant(zeros) else ""
-            yield "table", {"values": [str(table)], "scales": [str(factors)], "zeros": given}
+            keys = {"values": [str(table)], "scales": [str(factors)], "zeros": given}
+            yield "table", keys
+            if not given:
+                bare.setdefault(call.args[5], []).append(keys)
         elif name == "aten::embedding" and file.is_constant(call.args[0]):
             table, ids = call.args[:2]
             tensor = file.plan.values[table].val
             if int(tensor.scalar_type) == 1:
                 integers.setdefault(ids, []).append(table)
+            elif int(tensor.scalar_type) == 5:
+                halves.setdefault(ids, []).append(table)
             elif tensor.sizes[1] == 1:
                 scales.setdefault(ids, []).append(table)
     for ids, found in integers.items():
         for table, factors in itertools.product(found, scales.get(ids, ())):
             if file.plan.values[table].val.sizes[0] == file.plan.values[factors].val.sizes[0]:
                 yield "rows", {"values": [str(table)], "scales": [str(factors)], "zeros": ""}
+    for ids, quantised in bare.items():
+        for keys, table in itertools.product(quantised, halves.get(ids, ())):
+            yield "offsets", {**keys, "zeros": str(table)}

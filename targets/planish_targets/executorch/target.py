@@ -14,6 +14,7 @@ from planish_passes.errors import PlanishError
 from planish_passes.expand import Expand
 from planish_passes.fold import FoldConstants
 from planish_passes.infra import Pass
+from planish_passes.numerics import BY_CACHE
 from planish_passes.program import Program
 from planish_passes.weights import QuantizedTensor
 from planish_targets.contract import (
@@ -31,7 +32,7 @@ from planish_targets.contract import (
 from planish_targets.executorch.attention import ExpandAttention
 from planish_targets.executorch.forms import InferredLength, NormByProduct, RotaryByProduct, Share
 from planish_targets.executorch.header import is_pte
-from planish_targets.executorch.linear import DynamicLinear
+from planish_targets.executorch.linear import SINGLE, DynamicLinear
 from planish_targets.executorch.lower import Written, write
 from planish_targets.executorch.pte import INSTALL, open_pte
 from planish_targets.executorch.rewrite import AdditiveMask, BatchMatmul, ExpandTanhGelu
@@ -62,8 +63,9 @@ class ExecutorchTarget:
         return VARIANTS
 
     def numerics(self, recipe: Recipe) -> Numerics:
-        """float32; inputs of quantised linears are rounded per token to asymmetric int8, as XNNPACK does."""
-        return Numerics(activations="int8_token_asymmetric" if recipe.bits else "none")
+        """float32; inputs of quantised linears are rounded per token to asymmetric int8, as XNNPACK does, in programs
+        with caches twice (see `pairs`)."""
+        return Numerics(activations=BY_CACHE if recipe.bits else "none", fast=SINGLE)
 
     def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
         """Forms that XNNPACK takes."""

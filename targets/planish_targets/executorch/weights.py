@@ -15,13 +15,16 @@ from planish_passes.program import Program, op_name
 from planish_passes.quantise import VALUES
 from planish_passes.weights import QuantizedTensor, WeightFormat
 from planish_targets.executorch import tables
-from planish_targets.executorch.linear import HIGH, LOW, SHIFTS
+from planish_targets.executorch.linear import SHIFTS
+from planish_targets.executorch.operands import HIGH, LOW
+from planish_targets.executorch.pairs import PAIR_SHIFTS, PINNED
 from planish_targets.executorch.pte import PteFile, from_bytes, xnnpack_graphs
 
 Place = dict[str, Any]
 """Where one copy of a weight lies: form ("channels" = int8, "nibbles" = int4, "halves" = int8 as two int4, all in
 XNNPACK delegates, or one of `tables`); values and scales: keys of what the file stores; zeros: key of constants that
-stand for zero points, or ""; shape: rows, columns, groups; bits; symmetric."""
+stand for zero points, or "", and how many columns of another meaning are behind them; shape: rows, columns, groups;
+bits; symmetric."""
 
 _INTEGERS = {"xnn_datatype_qcint8": 8, "xnn_datatype_qcint4": 4, "xnn_datatype_qbint4": 4}
 _AGAIN = "compile the model again"
@@ -95,7 +98,7 @@ def duplicates(places: Mapping[str, list[Place]]) -> int:
 def _linears(program: Program) -> Iterable[tuple[str, Place]]:
     """Each linear weight, with the keys that its bytes have in XNNPACK's store: XNNPACK names constants by content."""
     names = program.weight_names()
-    shifts = {n.removesuffix(SHIFTS): n for n in program.weights if n.endswith(SHIFTS)}
+    shifts = {n.removesuffix(s): n for n in program.weights for s in (SHIFTS, PAIR_SHIFTS) if n.endswith(s)}
     halves: dict[str, dict[str, tuple[str, str]]] = defaultdict(dict)
     shapes: dict[str, tuple[list[int], bool]] = {}
     for node in program.graph.nodes:
@@ -112,7 +115,9 @@ def _linears(program: Program) -> Iterable[tuple[str, Place]]:
     for base, parts in halves.items():
         shape, nibbles = shapes[base]
         order = [parts[s] for s in (VALUES, HIGH, LOW) if s in parts]
-        zeros = digest(program.weights.read(shifts[base])) if base in shifts else ""
+        more = PINNED if base in shifts and shifts[base].endswith(PAIR_SHIFTS) else 0
+        told = base in shifts and program.weights.spec(shifts[base]).shape[1] > more
+        zeros = digest(program.weights.read(shifts[base])) if told else ""
         form = "halves" if HIGH in parts else "nibbles" if nibbles else "channels"
         yield (
             base,
@@ -121,6 +126,7 @@ def _linears(program: Program) -> Iterable[tuple[str, Place]]:
                 "values": [v for v, _ in order],
                 "scales": [s for _, s in order],
                 "zeros": zeros,
+                "columns_behind_zeros": more,
                 "shape": shape,
                 "bits": 4 if form == "nibbles" else 8,
                 "symmetric": not zeros or (form == "halves" and _constant(program, base, shifts[base])),
@@ -140,7 +146,7 @@ def _constant(program: Program, base: str, shifts: str) -> bool:
     """True when all zero points of an int8 weight in two halves are 0."""
     names = [n for n in program.weights if n.startswith(base)]
     scales = next(program.weights.read(n) for n in names if n.endswith(".q_scales"))
-    return torch.equal(program.weights.read(shifts), scales * 8)
+    return torch.equal(program.weights.read(shifts)[:, : scales.shape[1]], scales * 8)
 
 
 def _keys(program: Program, values: str, scales: str, nibbles: bool) -> tuple[str, str]:
@@ -201,7 +207,8 @@ def _linear(file: PteFile, place: Place, name: str) -> QuantizedTensor:
             raise PlanishError("the two halves of a quantised weight have scales that do not fit", name, _AGAIN)
     zeros = None
     if place["zeros"]:
-        constants = from_bytes(file.named(place["zeros"]), torch.float32, (rows, groups))
+        stored = groups + int(place.get("columns_behind_zeros", 0))
+        constants = from_bytes(file.named(place["zeros"]), torch.float32, (rows, stored))[:, :groups]
         zeros = (shift - torch.round(constants / scales)).to(torch.int8)
         if not torch.equal((shift - zeros.to(torch.float32)) * scales, constants):
             raise PlanishError("the zero points of a quantised weight do not fit to its scales", name, _AGAIN)

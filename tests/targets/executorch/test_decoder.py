@@ -27,6 +27,7 @@ from planish_passes.weights import WeightFormat
 from planish_targets import runner
 from planish_targets.contract import Artifact, Recipe, Unavailable
 from planish_targets.executorch import TARGET
+from planish_targets.executorch.pairs import PINNED
 from planish_targets.executorch.pte import open_pte
 from planish_targets.executorch.weights import same
 
@@ -118,7 +119,7 @@ def difference(artifact: Artifact, yardstick: Program) -> float:
 @pytest.mark.parametrize(("family", "recipe"), [("llama", "int4"), ("llama", "int8"), ("gemma2", "int4")])
 def test_the_runtime_computes_the_yardstick_call_by_call(family: str, recipe: str) -> None:
     """Gemma 2 has a sliding window and caps its scores: attention that executorch's own kernel does not compute."""
-    assert difference(made(family, recipe), prepared(family, recipe)[0]) <= 1e-5
+    assert difference(made(family, recipe), prepared(family, recipe)[0]) <= 5e-4
 
 
 def test_a_second_text_sees_nothing_of_the_first() -> None:
@@ -206,9 +207,11 @@ def test_dropped_zero_points_are_seen(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     artifact, wanted = made("llama"), quantized(prepared("llama", "int4")[0])[name]
     assert wanted.zero_points is not None
-    stored = ((0 - wanted.zero_points.float()) * wanted.scales).numpy().tobytes()
+    pinned = wanted.values[:, :PINNED] * wanted.scales[:, :1]
+    shifts = (0 - wanted.zero_points.float()) * wanted.scales
+    stored, dropped = (torch.cat([s, pinned], 1).numpy().tobytes() for s in (shifts, 0 * shifts))
     assert artifact.path.read_bytes().count(stored) == 1
-    wrong = _changed(artifact, tmp_path, lambda data: data.replace(stored, bytes(len(stored))))
+    wrong = _changed(artifact, tmp_path, lambda data: data.replace(stored, dropped))
     found = TARGET.read_weights(wrong)[name]
     assert found.zero_points is not None
     assert not found.zero_points.any()

@@ -14,7 +14,8 @@ from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
 from planish_passes.weights import WeightFormat
-from planish_targets.executorch.linear import DynamicLinear, high_half, low_half
+from planish_targets.executorch.linear import DynamicLinear
+from planish_targets.executorch.operands import high_half, low_half
 
 
 class Twice(nn.Module):

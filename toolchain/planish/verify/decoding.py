@@ -17,7 +17,7 @@ from planish.verdict import Drift, Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.diverge import module_outputs, relative_error
 from planish.verify.drift import from_model
-from planish.verify.lowering import FLIP_NOISE, FLOORS, HALF_STORED, NOISE_MULTIPLE, Execution, rounds
+from planish.verify.lowering import FLOORS, HALF_STORED, NOISE_MULTIPLE, Execution, flip_noise, rounds
 from planish.verify.quality import CAPTURE_LIMIT
 from planish_passes.bind import bind
 from planish_passes.interpret import interpret
@@ -236,7 +236,7 @@ def noise(program: Program, tokens: Tensor, compute: torch.dtype) -> tuple[float
         others.append(one_call(program, tokens, round_to=compute))
     losses = [float(divergence(truth, o).mean()) for o in others]
     errors = [relative_error(truth, o.float()) for o in others]
-    flips = FLIP_NOISE if any(rounds(n) for n in program.graph.nodes) else 0.0
+    flips = flip_noise(program)
     # Logits that move by a small d have a divergence of about d * d / 2.
     return max(KL_FLOOR, flips**2 / 2, *losses), max(FLOORS[compute], flips, *errors)
 

@@ -50,7 +50,10 @@ def compile_command(
     ] = None,
     activations: Annotated[
         str | None,
-        typer.Option(metavar="auto|none", help="none: exact, slower kernels.  [default: auto, the target's fastest]"),
+        typer.Option(
+            metavar="auto|fast|none",
+            help="Rounding of inputs. fast: quickest kernels; none: exact ones, where there are any.  [default: auto]",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
