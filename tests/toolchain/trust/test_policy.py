@@ -238,6 +238,17 @@ def test_an_emulated_cpu_is_less_than_a_real_one(manifest: Manifest, tmp_path: P
     assert broken == ([] if kept else [is_less])
 
 
+def test_grades_are_ordered(manifest: Manifest, tmp_path: Path) -> None:
+    signer = Signer("key", "phone.pub.pem", "f" * 64)
+    grades = list(Evidence)  # from the strongest
+    for asked in grades:
+        for sent in grades:
+            rule = policy(WITHOUT_EXECUTORCH.replace('"emulated"', f'"{asked}"'))
+            result = Judged("coreml", Passed("device", sent), signer, tmp_path)
+            best = min(grades.index(sent), grades.index(Evidence.EMULATED))
+            assert (judge(rule, manifest, (result,), NOW) == []) is (best <= grades.index(asked)), (asked, sent)
+
+
 def test_devices_count_only_with_their_keys(
     bundle: Path, write: Callable[[str], Path], phone: Pair, phones: Any, tmp_path: Path
 ) -> None:
