@@ -47,9 +47,9 @@ def attest_command(
           --runner directml="ssh winbox planish-run"
       planish accept m.planish on-mac --key mac.pub.pem
     """
-    signing = signing_of(key, certificate, chain, sigstore, ambient)
     commands = options.pairs(runner, "--runner")
     with progress(quiet) as shown, results_only():
+        signing = signing_of(key, certificate, chain, sigstore, ambient)
         shown.stage("run", target)
         from planish.trust.evidence import attest
         from planish.verify.lowering import Execution

@@ -52,8 +52,8 @@ def sign_command(
       planish sign my-model-int8.planish --sigstore --ambient     # in a CI job
       planish verify my-model-int8.planish --signature --key key.pub.pem
     """
-    signing = signing_of(key, certificate, chain, sigstore, ambient)
     with results_only():
+        signing = signing_of(key, certificate, chain, sigstore, ambient)
         from planish.trust.sign import sign_bundle
 
         signed = sign_bundle(bundle, signing, replace=replace)
