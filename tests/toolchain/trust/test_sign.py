@@ -236,6 +236,8 @@ def test_without_the_library(bundle: Path, owner: Pair, monkeypatch: pytest.Monk
     with pytest.raises(PlanishError, match="need the package model-signing") as caught:
         sign_bundle(bundle, KeySigner(owner.private), replace=True)
     assert caught.value.hint == "pip install 'planish[sign]'"
+    with pytest.raises(PlanishError, match="need the package model-signing"):
+        public_key(owner.public)
 
 
 def test_git_files_are_no_way_in(bundle: Path, owner: Pair, owners: Trusted) -> None:

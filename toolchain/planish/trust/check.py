@@ -13,7 +13,7 @@ from typing import Any
 
 from planish.bundle.manifest import EVIDENCE, SIGNATURE
 from planish.trust.envelope import Claim, SignatureRefused
-from planish.trust.keys import PublicKey
+from planish.trust.keys import PublicKey, demand_library
 from planish_passes.errors import PlanishError
 
 _FETCH = "copy it again from where it was made, or ask its maker"
@@ -69,19 +69,6 @@ class Signer:
     def __str__(self) -> str:
         mark = f" ({self.fingerprint[:16]})" if self.fingerprint else ""
         return f"{self.kind} {self.name}{mark}"
-
-
-def demand_library() -> None:
-    """Nothing, when model-signing can be imported.
-
-    Raises:
-        PlanishError: it cannot.
-    """
-    try:
-        import model_signing  # noqa: F401
-    except ImportError as problem:
-        what = f"Signatures need the package model-signing, which does not work here: {problem}."
-        raise PlanishError(what, "model-signing", "pip install 'planish[sign]'") from problem
 
 
 def trusts(trusted: Trusted, claim: Claim) -> bool:

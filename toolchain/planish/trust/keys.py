@@ -33,12 +33,26 @@ class PublicKey:
     fingerprint: str
 
 
+def demand_library() -> None:
+    """Nothing, when model-signing can be imported.
+
+    Raises:
+        PlanishError: it cannot.
+    """
+    try:
+        import model_signing  # noqa: F401
+    except ImportError as problem:
+        what = f"Signatures need the package model-signing, which does not work here: {problem}."
+        raise PlanishError(what, "model-signing", "pip install 'planish[sign]'") from problem
+
+
 def public_key(path: Path) -> PublicKey:
     """Read a public key.
 
     Raises:
         PlanishError: not there, or not a public key of a curve that signatures use.
     """
+    demand_library()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 
@@ -59,6 +73,7 @@ def private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises:
         PlanishError: not there, locked, or not a private key of a curve that signatures use.
     """
+    demand_library()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
 

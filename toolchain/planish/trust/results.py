@@ -25,7 +25,7 @@ from planish.bundle.codec import json_bytes
 from planish.bundle.files import walk
 from planish.bundle.manifest import SIGNATURE
 from planish.bundle.part import Part, Sha256
-from planish.trust.check import Signer, Trusted, demand_library, verify_claim
+from planish.trust.check import Signer, Trusted, verify_claim
 from planish.trust.envelope import LARGEST, Claim, read_claim
 from planish_passes.errors import PlanishError
 from planish_targets.contract import Evidence
@@ -141,7 +141,6 @@ def verify_result(result: Result, trusted: Trusted, where: str) -> Signer:
     Raises:
         SignatureRefused: nobody who is trusted.
     """
-    demand_library()
     with tempfile.TemporaryDirectory(prefix="planish-result-") as scratch:
         for name, data in result.contents.items():
             Path(scratch, name).write_bytes(data)

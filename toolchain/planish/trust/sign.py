@@ -13,9 +13,9 @@ from typing import Any
 from planish.bundle import Bundle, open_bundle
 from planish.bundle.files import fingerprint, settle_file, settle_folder
 from planish.bundle.manifest import EVIDENCE, MANIFEST, SIGNATURE
-from planish.trust.check import demand_library, reaching_sigstore
+from planish.trust.check import reaching_sigstore
 from planish.trust.envelope import Claim, read_claim
-from planish.trust.keys import password, private_key
+from planish.trust.keys import demand_library, password, private_key
 from planish_passes.errors import PlanishError
 
 
