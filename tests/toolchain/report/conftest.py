@@ -6,9 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import measurements
 import pytest
 from reports import HASH, Json, manifest_data, report_data, write
 
+from planish.bench.schema import Bench
+from planish.bench.store import UNSIGNED, Stored
+from planish.bundle.codec import UNSEALED
 from planish.bundle.manifest import Manifest
 from planish.report import Subject, read_report
 
@@ -17,10 +21,13 @@ Make = Callable[..., Subject]
 
 @pytest.fixture
 def make() -> Make:
-    """`make(manifest=..., report=..., label=...)`: functions that change the data in place."""
+    """`make(manifest=..., report=..., label=..., bench=...)`: functions that change the data in place."""
 
     def build(
-        manifest: Callable[[Json], object] = bool, report: Callable[[Json], object] = bool, label: str = ""
+        manifest: Callable[[Json], object] = bool,
+        report: Callable[[Json], object] = bool,
+        label: str = "",
+        bench: Callable[[Json], object] | None = None,
     ) -> Subject:
         told, full = manifest_data(), report_data()
         manifest(told)
@@ -29,7 +36,16 @@ def make() -> Make:
             if entry["artifact"]:
                 path = f"{entry['artifact']['folder']}/{entry['artifact']['entry']}"
                 told["files"].setdefault(path, {"bytes": 21, "sha256": HASH})
-        return Subject(Manifest.model_validate_json(json.dumps(told)), read_report(full, "report.json"), label)
+        measured = measurements.bench(UNSEALED)
+        if bench is not None:
+            bench(measured)
+        one = Stored(Bench.model_validate_json(json.dumps(measured)), UNSIGNED, False, "0" * 16)
+        return Subject(
+            Manifest.model_validate_json(json.dumps(told)),
+            read_report(full, "report.json"),
+            label,
+            (one,) if bench is not None else (),
+        )
 
     return build
 

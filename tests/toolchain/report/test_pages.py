@@ -7,6 +7,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -70,13 +71,14 @@ def dangers(html: bytes) -> list[str]:
     return found
 
 
-def poisoned(data: Any) -> Any:
+def poisoned(data: Any, spoiling: Any = ()) -> Any:
     """Every string that a model, a recipe or a machine could have put there, with an attack behind it."""
-    fixed = {"result", "evidence", "check", "of", "where", "sha256", "format", "folder", "entry", "name-of-metric"}
+    fixed = {"result", "evidence", "check", "of", "to", "where", "sha256", "format", "folder", "entry"}
+    fixed |= {"seal", "artifact", "id", "subject", "unit", "measure", "created"} if "subjects" in spoiling else set()
     if isinstance(data, dict):
-        return {k: v if k in fixed else poisoned(v) for k, v in data.items()}
+        return {k: v if k in fixed else poisoned(v, spoiling) for k, v in data.items()}
     if isinstance(data, list):
-        return [poisoned(v) for v in data]
+        return [poisoned(v, spoiling) for v in data]
     return f"{data}{ATTACK}" if isinstance(data, str) and data not in ("NaN",) else data
 
 
@@ -89,7 +91,7 @@ def words(*subjects: Subject, drawn: str = "not now") -> str:
 
 def spoil(data: dict[str, Any]) -> None:
     kept = copy.deepcopy({k: data[k] for k in ("files", "sha256", "format") if k in data})
-    data.update(poisoned(copy.deepcopy(data)))
+    data.update(poisoned(copy.deepcopy(data), data))
     data.update(kept)
 
 
@@ -98,7 +100,7 @@ def test_nothing_in_it_runs_or_fetches(subject: Subject) -> None:
 
 
 def test_hostile_words_stay_words(make: Make) -> None:
-    one, other = make(spoil, spoil, "A"), make(spoil, spoil, "B")
+    one, other = (make(spoil, spoil, label, spoil) for label in "AB")
     for html in (page(one), comparison([one, other])):
         assert dangers(html) == []
         seen = Seen(html)
@@ -241,6 +243,36 @@ def test_a_large_model_fits(make: Make) -> None:
     one, other = make(report=large, label="A"), make(report=large, label="B")
     assert len(page(one)) < LIMIT
     assert len(comparison([one, other])) < LIMIT
+
+
+def test_measurements_are_shown_with_who_stands_behind_them(make: Make) -> None:
+    text = words(make(bench=bool))
+    assert "Pocket 3, 2026-11-28 12:00 UTC unsigned" in text
+    assert "pocket app 2.1; 4 processes of 1 counted calls, 2 before them; in turn" in text
+    assert "power: battery; thermal: not measured; energy: not measured" in text
+    assert "one call short 1 11.5 ms – 10 ms to 12.5 ms 4" in text
+    assert "prompt 1 510 ms – 500 ms to 520 ms 3 251.0 tokens/s" in text
+    assert "one token 1 11.2 ms 12.2 ms" in text
+    assert "Without a pause for 1.0 minutes: +30.0 % time per call at the end." in text
+    assert "23 ms" not in text  # of another bundle
+    assert "Measured later" not in words(make())
+
+
+def test_measurements_that_cannot_be_shown_are_told(make: Make) -> None:
+    subject = replace(make(), unshown=("evidence/measurements/1: The measurements were altered.",))
+    assert "Not shown: evidence/measurements/1: The measurements were altered." in words(subject)
+
+
+def test_bundles_that_were_measured_in_turn(make: Make) -> None:
+    def both(data: dict[str, Any]) -> None:
+        data["subjects"][1]["seal"] = "1" * 64
+
+    one = make(label="A", bench=both)
+    manifest = one.manifest.model_copy(update={"sha256": "1" * 64, "name": "tiny-B"})
+    other = replace(one, manifest=manifest, label="B")
+    text = words(one, other)
+    assert "one call, short, threads: 1 B onnxruntime to A onnxruntime 1.95 1.9 to 2.1 4 Pocket 3 unsigned" in text
+    assert "Measured in turn" not in words(make(label="A"), make(label="B"))
 
 
 def test_comparison(make: Make) -> None:

@@ -1,4 +1,4 @@
-"""What may come into a bundle after its manifest: a signature, and results of devices; all else is an extra file."""
+"""What may come into a bundle after its manifest: a signature, what devices sent back; all else is an extra file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from planish_targets import registry
 
 OUTPUTS, DEVICE, RESULT = "outputs.safetensors", "device.json", "result.json"
 PARTS = (DEVICE, SIGNATURE, OUTPUTS, RESULT)
+MEASUREMENTS, BENCH = "measurements", "bench.json"  # see planish.bench; no target has this name
+_MEASURED = re.compile(rf"{EVIDENCE}/{MEASUREMENTS}/[0-9a-f]{{16}}/({re.escape(BENCH)}|{re.escape(SIGNATURE)})")
 _PLACE = re.compile(rf"{EVIDENCE}/(?P<target>.+)/(?P<name>[0-9a-f]{{16}})/(?P<part>[^/]+)")
 
 
@@ -53,6 +55,7 @@ def additions(found: Mapping[str, Path], targets: Collection[str]) -> Additions:
         targets: names that evidence may be of.
     """
     known, names = {SIGNATURE} & set(found), {registry.folder(target): target for target in targets}
+    known |= {path for path in found if _MEASURED.fullmatch(path)}
     results: dict[tuple[str, str], set[str]] = {}
     for path in found:
         at = _PLACE.fullmatch(path)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from planish.bundle.additions import Recorded, additions
+from planish.bundle.additions import BENCH, MEASUREMENTS, Recorded, additions
 from planish.bundle.codec import parse_manifest
 from planish.bundle.files import empty_folders, fingerprint, walk
-from planish.bundle.manifest import MANIFEST, SIGNATURE, FileEntry, Manifest, TargetEntry
+from planish.bundle.manifest import EVIDENCE, MANIFEST, SIGNATURE, FileEntry, Manifest, TargetEntry
 from planish.bundle.swap import recover
 from planish_passes.errors import PlanishError
 from planish_targets.contract import Artifact
@@ -115,6 +115,12 @@ class Bundle:
     def evidence(self) -> tuple[Recorded, ...]:
         """What devices sent back, as it lies there: nothing of it is checked."""
         return additions(dict(_readable(self.root)), self.manifest.targets).evidence
+
+    def measurements(self) -> tuple[Path, ...]:
+        """Folders of measurements, as they lie there: nothing of them is checked (`planish.bench.store` does)."""
+        place = f"{EVIDENCE}/{MEASUREMENTS}/"
+        inside = (path for name, path in _readable(self.root) if name.startswith(place) and path.name == BENCH)
+        return tuple(path.parent for path in inside)
 
     def _target(self, name: str) -> TargetEntry:
         known = self.manifest.targets

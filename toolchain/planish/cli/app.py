@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from planish.cli.commands.bench import bench_command
 from planish.cli.commands.compile import compile_command
 from planish.cli.commands.doctor import doctor_command
 from planish.cli.commands.eval import eval_command
@@ -78,6 +79,7 @@ for name, command, short in (
     ("run", run_command, "Chat with a language model of a bundle, or complete a text."),
     ("eval", eval_command, "Measure a language model: perplexity, distance to the original."),
     ("report", report_command, "Write the report of a bundle as one page, or compare several."),
+    ("bench", bench_command, "Measure artifacts; take measurements of devices; find what contradicts itself."),
     ("sign", sign_command, "Sign a bundle."),
     ("attest", attest_command, "Run an artifact here and sign what came out."),
     ("accept", accept_command, "Take the signed result of a device into a bundle."),

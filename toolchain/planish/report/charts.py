@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from planish.form import plain, power, size, visible
+from planish.bench.schema import Sustained
+from planish.form import milliseconds, plain, power, size, visible
 from planish.report.changes import Point
 from planish.report.drifts import Course, Line
 from planish.report.sizes import Leaf
@@ -187,6 +188,29 @@ def tradeoff(points: Sequence[Point], metric: str, width: int) -> Spec:
             {"type": "symbol", "from": {"data": "points"}, "encode": {"enter": dot}},
             {"type": "text", "from": {"data": "points"}, "encode": {"enter": name}},
         ],
+    }
+
+
+def course_of_time(run: Sustained, width: int) -> Spec:
+    """Median time per part of a long run, from zero."""
+    times = [w.median * 1e3 for w in run.windows]
+    points = [{"x": w.at / 60, "y": w.median * 1e3, "line": 0, "tip": milliseconds(w.median)} for w in run.windows]
+    left, bottom = 52, 44
+    inner, height = width - left - 12, 220 - bottom - 10
+    linear = {"type": "linear", "zero": True, "nice": True}
+    return {
+        **_base(inner, height),
+        "padding": {"left": left, "right": 12, "top": 10, "bottom": bottom},
+        "data": [{"name": "points", "values": points}],
+        "scales": [
+            {"name": "x", "range": "width", "domain": [0, run.seconds / 60], "type": "linear"},
+            {"name": "y", "range": "height", "domain": [0, max(times, default=1.0)], **linear},
+        ],
+        "axes": [
+            {"orient": "bottom", "scale": "x", "title": "minutes", "tickCount": 6, **_AXIS},
+            {"orient": "left", "scale": "y", "grid": True, "title": "ms", "tickCount": 5, **_AXIS},
+        ],
+        "marks": _lines((Line("", {}, 0, 0),), dots=True),
     }
 
 

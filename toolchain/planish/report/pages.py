@@ -17,7 +17,7 @@ from planish.bundle.part import Number, decode
 from planish.bundle.surroundings import package_version
 from planish.bundle.verdicts import FailedEntry, NotRunEntry
 from planish.form import cosine, milliseconds, plain, size, visible
-from planish.report import accuracy, cards, changes, charts, drifts, placements, sizes, speeds, words
+from planish.report import accuracy, cards, changes, charts, drifts, measured, placements, sizes, speeds, words
 from planish.report.draw import draw
 from planish.report.subject import Subject
 
@@ -53,7 +53,7 @@ def page(subject: Subject, sealed: bool = True) -> bytes:
     specs: dict[str, charts.Spec] = {}
     if leaves:
         specs |= _both("treemap", lambda width: charts.treemap(leaves, width))
-    specs |= _drift_specs(courses)
+    specs |= _drift_specs(courses) | _time_specs(subject)
     failures = [("Shared program", v) for v in manifest.verdicts if isinstance(v, FailedEntry)]
     failures += [(card.target, v) for card in found for v in card.failed]
     return _render(
@@ -93,6 +93,8 @@ def page(subject: Subject, sealed: bool = True) -> bytes:
         notes=dict.fromkeys((*manifest.notes, *(n for e in manifest.targets.values() for n in e.notes))),
         asked_for=subject.asked(),
         sealed=sealed,
+        measured=[(number, one, measured.blocks(one, subject)) for number, one in enumerate(subject.measurements)],
+        unshown=subject.unshown,
         why_not=lambda check, target="": _why_not(subject, check, target),
     )
 
@@ -129,6 +131,7 @@ def comparison(subjects: Sequence[Subject]) -> bytes:
         trees=[(s, sizes.formats(s.report), bool(leaves)) for s, leaves in trees],
         differences=changes.differences(subjects),
         same_weights=changes.same_weights(subjects),
+        pairs=measured.pairs(subjects),
     )
 
 
@@ -142,6 +145,16 @@ def _drift_specs(courses: Sequence[drifts.Course]) -> dict[str, charts.Spec]:
         for number, course in enumerate(c for c in courses if c.of == of):
             if course.lines:
                 specs |= _both(f"{number} {of}", lambda width, course=course: charts.course(course, width))
+    return specs
+
+
+def _time_specs(subject: Subject) -> dict[str, charts.Spec]:
+    specs: dict[str, charts.Spec] = {}
+    for number, one in enumerate(subject.measurements):
+        for block in measured.blocks(one, subject):
+            for at, run in enumerate(block.sustained):
+                name = f"sustained {number} {block.subject.id} {at}"
+                specs |= _both(name, lambda width, run=run: charts.course_of_time(run, width))
     return specs
 
 
@@ -194,6 +207,7 @@ def _environment() -> Environment:
         size=lambda count: size(max(int(count), 0)),
         seconds=milliseconds,
         number=lambda value: plain(decode(value)),
+        number_of=lambda value: f"{value:.1f}",
         value=_value,
         date=lambda told: f"{told[:10]} {told[11:16]} UTC" if _DATE.fullmatch(told) else told,
         share=lambda used: "not known" if used is None else f"{used:.0%}",

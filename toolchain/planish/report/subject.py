@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from planish.bench.store import Stored, stored
 from planish.bundle.files import fingerprint
 from planish.bundle.manifest import REPORT, Manifest
 from planish.bundle.part import Count, Number
 from planish.bundle.read import open_bundle
+from planish.trust.check import Trusted
 from planish_passes.errors import PlanishError
 
 _LARGEST = 256 << 20  # bytes of a report.json
@@ -121,11 +123,15 @@ class Subject:
     Args:
         manifest, report: what it says of itself.
         label: a letter, where several bundles are compared.
+        measurements: what planish bench, or a device, measured later.
+        unshown: a sentence for each that cannot be shown.
     """
 
     manifest: Manifest
     report: Report
     label: str = ""
+    measurements: tuple[Stored, ...] = ()
+    unshown: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -164,8 +170,13 @@ def read_report(data: bytes | Mapping[str, Any], where: str) -> Report:
         raise PlanishError(f"The report is not valid: {key}: {first['msg']}.", where, _DAMAGED) from problem
 
 
-def open_subject(path: Path, label: str = "") -> Subject:
-    """Read what a bundle says of itself; its artifacts are not opened.
+def open_subject(path: Path, label: str = "", trusted: Trusted | None = None) -> Subject:
+    """Read what a bundle says of itself, and what was measured later; its artifacts are not opened.
+
+    Args:
+        path: the bundle.
+        label: see Subject.
+        trusted: whose signatures under measurements count as checked.
 
     Raises:
         PlanishError: no bundle, or its manifest or report is damaged.
@@ -176,4 +187,5 @@ def open_subject(path: Path, label: str = "") -> Subject:
         raise PlanishError(f"{REPORT} is larger than {_LARGEST >> 20} MiB.", str(file), _DAMAGED)
     if not file.is_file() or fingerprint(file) != listed:
         raise PlanishError(f"{REPORT} is not the one that was written.", str(file), _DAMAGED)
-    return Subject(bundle.manifest, read_report(file.read_bytes(), str(file)), label)
+    found, unshown = stored(bundle, trusted)
+    return Subject(bundle.manifest, read_report(file.read_bytes(), str(file)), label, found, unshown)

@@ -25,6 +25,11 @@ def _bundle(subject: Subject) -> dict[str, Any]:
         "result": manifest.result,
         "targets": {card.target: _target(subject, card) for card in cards.cards(subject)},
         "formats": {row.format: {"before": row.before, "after": row.bytes} for row in sizes.formats(subject.report)},
+        "measurements": [
+            {"signed": one.signed, "checked": one.checked, **one.bench.model_dump(mode="json")}
+            for one in subject.measurements
+        ],
+        "unshown": subject.unshown,
         "drift": [
             {"of": course.of, "program": course.program, "case": course.case, "lines": _lines(course)}
             for course in drifts.courses([subject])

@@ -62,6 +62,20 @@ METRICS = {
 UNITS = {"kl": "nats", "kl_max": "nats", "kl_late": "nats", "agreement": "share", "accelerated_share": "share"}
 
 
+MEASURES = {
+    "load_cold": "cold load",
+    "load_warm": "warm load",
+    "first_token_cold": "first token, cold",
+    "first_token": "first token",
+    "prefill": "prompt",
+    "decode": "writing",
+    "token": "one token",
+    "latency": "one call",
+    "peak_memory": "peak memory",
+    "artifact_memory": "of it, the artifact",
+}  # docs/bench.md says what each is
+
+
 def check(name: str) -> Check:
     """A check in words; one that is not known keeps its name."""
     return CHECKS.get(name, Check(name.replace("_", " ").capitalize(), ""))

@@ -27,6 +27,10 @@ def report_command(
             "--output", "-o", metavar="FILE", help="Page to write.  [default: NAME.report.html; comparison.report.html]"
         ),
     ] = None,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option("--key", metavar="PUB.pem", help="Whose signature under measurements counts; repeatable."),
+    ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     as_json: options.Json = False,
 ) -> None:
@@ -49,7 +53,8 @@ def report_command(
         from planish.report.summary import summary
 
         labels = "ABCDEFGH" if len(bundles) > 1 else [""]
-        subjects = [open_subject(path, label) for path, label in zip(bundles, labels, strict=False)]
+        trusted = options.trusted(key, None, None, None)
+        subjects = [open_subject(path, label, trusted) for path, label in zip(bundles, labels, strict=False)]
         made = comparison(subjects) if len(subjects) > 1 else page(subjects[0])
         name = "comparison" if len(subjects) > 1 else subjects[0].manifest.name
         at = write_page(made, output or Path(f"{name}.report.html"))
