@@ -58,6 +58,7 @@ class Capabilities:
         caches: True when programs with key/value caches can be lowered.
         resident: tokens that caches inside the artifact hold unless the request says otherwise; 0 = caches are its
             inputs and outputs.
+        default: compiled for when a request names no targets; False = only when it is asked for.
     """
 
     keeps: frozenset[str]
@@ -68,6 +69,7 @@ class Capabilities:
     max_rank: int = 0
     caches: bool = False
     resident: int = 0
+    default: bool = True
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_every_file_states_the_epsilon_of_every_norm_with_its_module(name: str, 
 
 def artifact_files(artifact: Artifact) -> set[str]:
     """Everything in the folder that a runtime can open."""
-    forms = (".onnx", ".ort", ".pte", ".pt2", ".mlpackage")
+    forms = (".onnx", ".ort", ".pte", ".pt2", ".mlpackage", ".aimodel")
     return {p.name for p in artifact.folder.iterdir() if p.suffix in forms}
 
 

@@ -100,10 +100,10 @@ def load_request(file: Path | None, flags: Mapping[str, Any]) -> Request:
 
 
 def default_targets() -> tuple[str, ...]:
-    """The targets of a request that names none: all but the reference, which is for comparison, and no variants."""
+    """The targets of a request that names none: those that say so; no variants."""
     from planish_targets.registry import targets
 
-    return tuple(name for name in targets() if name != "reference")
+    return tuple(name for name, target in targets().items() if target.capabilities.default)
 
 
 def command_fault(command: str) -> str:

@@ -35,6 +35,7 @@ _CAPABILITIES = Capabilities(
     bits=frozenset({2, 4, 8}),
     dynamic_shapes=True,
     caches=True,
+    default=False,
 )
 
 

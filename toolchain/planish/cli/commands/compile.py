@@ -124,8 +124,8 @@ def compile_command(
       planish compile ./my-model -t executorch,executorch:vulkan
       planish compile -c planish.toml --threads 2
 
-    Without -t it compiles for every target that `planish targets` lists, but the reference and variants (TARGET:NAME).
-    Every flag is also a key of the request file:
+    Without -t it compiles for every target that `planish targets` lists, but those that are marked "on request"
+    (reference, coreai) and variants (TARGET:NAME). Every flag is also a key of the request file:
 
     \b
       model = "./my-model"        # relative to the file
