@@ -23,7 +23,7 @@ class KernelAttention:
     Added is 0 where a position may be attended to and a large negative finite number elsewhere; behind the softmax that
     is what the mask itself gives, also in rows that attend to nothing. Layers with one mask share one sum.
 
-    Refused: a softcap and sinks, which the composite has not.
+    Refused: what the composite has not, a softcap, sinks, and values of another width than keys.
     """
 
     def run(self, program: Program) -> PassResult:
@@ -32,8 +32,9 @@ class KernelAttention:
         changed, refused = 0, []
         for node in [n for n in program.graph.nodes if n.op == "call_function" and op_name(n) == "planish.attention"]:
             q, k, v, mask, bias, sinks, scale, softcap = node.args
-            if softcap or sinks is not None:
-                refused.append(Refusal.of(node, f"the composite has no {'softcap' if softcap else 'sinks'}"))
+            reason = _unfit(q, v, sinks, softcap)  # type: ignore[arg-type]
+            if reason:
+                refused.append(Refusal.of(node, f"the composite has no {reason}"))
                 continue
             key = (mask, bias)
             if key not in added:
@@ -49,6 +50,12 @@ class KernelAttention:
             swap(program.graph, node, call(_ATEN.clone.default, call(_ATEN.transpose.int, out, 1, 2)))
             changed += 1
         return PassResult(finish(program), changed, tuple(refused))
+
+
+def _unfit(q: fx.Node, v: fx.Node, sinks: object, softcap: object) -> str:
+    if q.meta["val"].shape[-1] != v.meta["val"].shape[-1]:
+        return "values of another width than keys"
+    return "softcap" if softcap else "sinks" if sinks is not None else ""
 
 
 def _added(graph: fx.Graph, node: fx.Node, mask: object, bias: object) -> fx.Node | None:

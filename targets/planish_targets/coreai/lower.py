@@ -37,6 +37,27 @@ class Written:
     states: tuple[tuple[str, tuple[int, ...]], ...]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """Weights in memory, once for all functions.
+
+    Args:
+        names: of weights that are the same in all functions.
+        read_already: those of them that were needed so far.
+    """
+
+    names: frozenset[str]
+    read_already: dict[str, Tensor]
+
+    def read(self, program: Program, name: str) -> Tensor:
+        """A weight of one function's program."""
+        if name not in self.names:
+            return program.weights.read(name).contiguous()
+        if name not in self.read_already:
+            self.read_already[name] = program.weights.read(name).contiguous()
+        return self.read_already[name]
+
+
 def write(program: Program, to: Path, chunks: Sequence[int]) -> Written:
     """Convert and save.
 
@@ -51,13 +72,14 @@ def write(program: Program, to: Path, chunks: Sequence[int]) -> Written:
     kit = sdk.load()
     _check(program)
     fixed = functions(program, chunks)
-    kept: dict[str, Tensor] = {}
+    # Functions share weights, not the constants that each folds from its own sizes: these have equal names.
+    shared = Shared(frozenset(program.weights), {})
     modules: dict[str, dict[str, str]] = {}
     with sdk.quiet(), torch.no_grad():
         # DEBUG writes where an operation comes from; of that, only names of nodes are left in these programs.
         converter = kit.converter(mode=kit.converter.Mode.DEBUG)
         for name, one in fixed.items():
-            exported = _exported(one, kit, kept)
+            exported = _exported(one, kit, shared)
             modules[name] = {n.name: _stack_path(n) for n in exported.graph.nodes if n.op == "call_function"}
             _stage(converter, exported, one, name)
         try:
@@ -77,14 +99,12 @@ def _check(program: Program) -> None:
             raise _no_form(f"{op_name(node)} with these options", module_path(node))
 
 
-def _exported(program: Program, kit: sdk.Sdk, kept: dict[str, Tensor]) -> ExportedProgram:
-    """In the converter's operators, with weights; functions of one model share these in memory."""
+def _exported(program: Program, kit: sdk.Sdk, shared: Shared) -> ExportedProgram:
+    """In the converter's operators, with weights."""
     program = with_compressed(program, kit.ops)
     exported = program.copy().exported
     for name in list(exported.state_dict):
-        if name not in kept:
-            kept[name] = program.weights.read(name).contiguous()
-        exported._state_dict[name] = kept[name]
+        exported._state_dict[name] = shared.read(program, name)
     exported._example_inputs = None
     for node in exported.graph.nodes:
         path = module_path(node)
