@@ -6,16 +6,20 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from torch import Tensor, nn
 from transformers import AutoModel
 
 from planish.capture import Captured, capture
+from planish.requirements import requirements
 from planish.tasks import TASKS
 from planish.tasks.image import ImageTask
 from planish_passes.program import Port, Program
 from planish_passes.weights import TensorSpec, WeightFormat, WeightStore
+from planish_targets import registry
+from planish_targets.contract import NeedsMore, Target
 
 _TEXT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 _VOCABULARY = {**_TEXT, "vocab_size": 100}
@@ -38,6 +42,26 @@ FAMILIES: Mapping[str, Callable[[], Any]] = {
         image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
     ),
 }
+
+
+def target_names(*, variants: bool = False) -> list[Any]:
+    """All targets, as parameters of a test. Those that are compiled for on request alone are skipped where their
+    packages are not installed; of the others, a missing package is a failure.
+
+    Args:
+        variants: with those that can be lowered here: what needs an SDK is tested where the SDK is.
+    """
+    found = registry.known() if variants else registry.targets()
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(bool(lacking := _lacking(target)), reason=lacking))
+        for name, target in found.items()
+        if not (isinstance(target, NeedsMore) and target.missing())
+    ]
+
+
+def _lacking(target: Target) -> str:
+    absent = [r.package for r in requirements(target) if r.installed is None]
+    return f"needs {', '.join(absent)}" if absent and not target.capabilities.default else ""
 
 
 def random_model(config: Any, model_class: Any = AutoModel, seed: int = 0) -> nn.Module:

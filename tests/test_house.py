@@ -13,7 +13,17 @@ ROOT = Path(__file__).parents[1]
 PASSES, TARGETS, TOOLCHAIN = (
     ROOT / p for p in ("passes/planish_passes", "targets/planish_targets", "toolchain/planish")
 )
-SDKS = {"onnx", "onnxruntime", "onnxscript", "onnx_ir", "coremltools", "executorch", "torchao"}
+SDKS = {
+    "coreai",
+    "coreai_torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "onnx_ir",
+    "coremltools",
+    "executorch",
+    "torchao",
+}
 HEAVY = {"torch", "transformers", *SDKS}
 
 

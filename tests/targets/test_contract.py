@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import capture_family, feed
+from support import capture_family, feed, target_names
 
 from planish_passes import pipeline
 from planish_passes.errors import PlanishError
@@ -18,10 +18,9 @@ from planish_passes.program import Program, module_path, op_name
 from planish_passes.quantise import quantized
 from planish_passes.weights import WeightFormat
 from planish_targets import registry, runner
-from planish_targets.contract import Artifact, Evidence, NeedsMore, Recipe, Runner, Unavailable
+from planish_targets.contract import Artifact, Evidence, Recipe, Runner, Unavailable
 
-# Targets, and the variants that can be lowered here: what needs an SDK is tested where the SDK is.
-NAMES = [n for n, t in registry.known().items() if not (isinstance(t, NeedsMore) and t.missing())]
+NAMES = target_names(variants=True)
 RECIPES = {"float": Recipe("float"), "int8": Recipe("int8", 8)}
 
 

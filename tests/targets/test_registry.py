@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from planish.request_file import default_targets
 from planish_passes.errors import PlanishError
 from planish_targets import registry
 
@@ -55,3 +56,10 @@ def test_real_names_are_different_paths(monkeypatch: pytest.MonkeyPatch) -> None
     folders = [registry.folder(name).casefold() for name in registry.known()]
     assert len(set(folders)) == len(folders) >= 5
     assert not any(set(f) & set('<>:"/\\|?*') for f in folders)
+
+
+def test_targets_on_request_are_known_but_not_compiled_for_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    on_request = [name for name, t in registry.targets().items() if not t.capabilities.default]
+    assert on_request == ["coreai", "reference"]
+    assert not set(on_request) & set(default_targets())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +15,15 @@ from planish.request import Gates, Request
 from planish.request_file import RequestError, default_targets, key_lines, load_request
 from planish_passes.errors import PlanishError
 from planish_targets import registry
+from planish_targets.contract import Capabilities
 
 NAMES = ("coreml", "directml", "executorch", "onnxruntime", "reference")
 
 
 @pytest.fixture(autouse=True)
 def targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "targets", lambda: dict.fromkeys(NAMES))
+    found = {n: SimpleNamespace(capabilities=Capabilities(frozenset(), default=n != "reference")) for n in NAMES}
+    monkeypatch.setattr(registry, "targets", lambda: found)
 
 
 def load(text: str, at: Path, **flags: Any) -> Request:

@@ -161,7 +161,9 @@ def check(path: Path) -> str:
     except OSError as problem:
         raise damaged(path, f"cannot be read: {problem.strerror}") from problem
     if found.digest() != stated:
-        raise damaged(path, f"was changed or cut off after it was written: {PROGRAM} has another hash than {HASH} states")
+        raise damaged(
+            path, f"was changed or cut off after it was written: {PROGRAM} has another hash than {HASH} states"
+        )
     return found.hexdigest()
 
 
@@ -181,7 +183,12 @@ def _looked(path: Path) -> dict[str, Any]:
         command = [sys.executable, "-P", str(script), str(path), str(out)]
         try:
             done = subprocess.run(
-                command, env=environment(1), capture_output=True, timeout=_SECONDS, check=False, stdin=subprocess.DEVNULL
+                command,
+                env=environment(1),
+                capture_output=True,
+                timeout=_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
             )
         except subprocess.TimeoutExpired as problem:
             raise damaged(path, f"was not read within {_SECONDS:g} s") from problem

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import torch
 
@@ -11,6 +11,7 @@ from planish_targets.attributes import Number, Step
 from planish_targets.contract import Attribute
 from planish_targets.coreai.asset import TYPES, Asset, Graph, Operation, parsed
 
+_Number = Callable[[Hashable], Number | None]
 _ADD = ("coreai.add", "coreai.decomposable.broadcasting_add")
 _ROOT = ("coreai.sqrt", "coreai.rsqrt")
 _POWER = ("coreai.pow", "coreai.decomposable.broadcasting_pow")
@@ -46,10 +47,10 @@ def _rounded(value: float) -> float:
     return float(torch.tensor(value, dtype=torch.float32))
 
 
-def _stated(asset: Asset, graph: Graph, module: object) -> tuple[Attribute, ...]:
+def _stated(asset: Asset, graph: Graph, module: Callable[[str], str]) -> tuple[Attribute, ...]:
     constants = graph.constants()
 
-    def number(key: object) -> Number | None:
+    def number(key: Hashable) -> Number | None:
         op = constants.get(key) if isinstance(key, int) else None
         if op is None:
             return None
@@ -61,18 +62,18 @@ def _stated(asset: Asset, graph: Graph, module: object) -> tuple[Attribute, ...]
     return steps.attributes(_steps(graph, number, module), number)
 
 
-def _steps(graph: Graph, number: object, module: object) -> Iterator[Step]:
+def _steps(graph: Graph, number: _Number, module: Callable[[str], str]) -> Iterator[Step]:
     for op in graph.operations:
         if op.outputs:
-            yield Step(_kind(op, number), op.op, op.inputs, op.outputs[0], module(op.source))  # type: ignore[operator]
+            yield Step(_kind(op, number), op.op, op.inputs, op.outputs[0], module(op.source))
 
 
-def _kind(op: Operation, number: object) -> str:
+def _kind(op: Operation, number: _Number) -> str:
     if op.op in _ADD:
         return steps.ADD
     if op.op in _ROOT:
         return steps.ROOT
     if op.op in _POWER:
-        exponent = number(op.inputs[1])  # type: ignore[operator]
+        exponent = number(op.inputs[1])
         return steps.ROOT if exponent is not None and steps.is_half(exponent.value) else steps.OTHER
     return steps.SAME if op.op in _SAME else steps.OTHER

@@ -1,4 +1,4 @@
-"""Quantised weights as Core AI's own operators: integers and scales, or indices and tables, expanded where they are used."""
+"""Quantised weights as Core AI's own operators: integers and scales, or indices and tables."""
 
 from __future__ import annotations
 
@@ -37,8 +37,7 @@ def with_compressed(program: Program, ops: Any) -> Program:
                 dense[indices] = _first(program, node)(ops.lut_to_dense.default, indices, entries, 0)
             swap(program.graph, node, call(_ATEN.linear.default, x, dense[indices], bias))
             continue
-        at = 1
-        weight, scales, zeros = node.args[at : at + 3]
+        weight, scales, zeros = node.args[1:4]
         if weight not in dense:
             bits = node.args[5 if kind == "planish.linear_q" else 4]
             dtype = {4: torch.int4, 8: torch.int8}[bits]  # type: ignore[index]
@@ -62,7 +61,9 @@ def _entries(program: Program, tables: fx.Node) -> tuple[Program, fx.Node]:
     groups, entries = tables.meta["val"].shape
     name, shape = program.weight_names()[tables.name], (int(groups), 1, int(entries), 1)
     spec = TensorSpec(shape, torch.float32)
-    return derived(program, name.removesuffix(TABLES) + TABLES + COLUMNS, (name,), lambda t: t.float().view(shape), spec)
+    return derived(
+        program, name.removesuffix(TABLES) + TABLES + COLUMNS, (name,), lambda t: t.float().view(shape), spec
+    )
 
 
 def _demand_exact(node: fx.Node) -> None:
@@ -82,4 +83,5 @@ def name_palettes(exported: ExportedProgram) -> None:
         for operand, name in zip(node.args[:2], ("indices", "lut"), strict=True):
             old = operand.name
             operand._rename(f"{name}_{number}")
+            operand.target = operand.name
             specs[old].arg = TensorArgument(operand.name)

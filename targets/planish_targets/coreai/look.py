@@ -4,8 +4,8 @@
 
 OUT: {"graphs": [{"name", "composite": {"name", "eps"?} | null, "inputs": [{"name", "type", "state"}],
 "outputs": [{"name", "type"}], "operations": [...]}]}. An operation is {"op", "inputs": [id], "outputs": [id],
-"types": [text], "source": node name, "callee"?, "constant"?}; a constant is {"resource": key} where its bytes lie in the
-file under a key, else {"dtype", "shape", "data": base64} (one element when all are equal).
+"types": [text], "source": node name, "callee"?, "constant"?}; a constant is {"resource": key} where its bytes lie in
+the file under a key, else {"dtype", "shape", "data": base64} (one element when all are equal).
 """
 
 from __future__ import annotations
@@ -105,11 +105,21 @@ def _constant(value: Any) -> dict[str, Any]:
     if not isinstance(value, DenseElementsAttr):
         key = _RESOURCE.match(str(value)[:200])
         return {"resource": key.group(1) if key else ""}
-    array = np.array(value)
+    element = str(value.type.element_type)
     if value.is_splat:
-        array = array.flatten()[:1]
+        array = np.array([value.get_splat_value().value], _numpy(element))
+    elif element in ("f32", "f16", "i1") or element[2:] in ("8", "16", "32", "64"):
+        array = np.array(value)
+    else:
+        return {"resource": ""}  # asking for an array of these types aborts the process
     data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
     return {"dtype": str(array.dtype), "shape": list(array.shape), "data": data}
+
+
+def _numpy(element: str) -> str:
+    if element.startswith(("si", "ui")):
+        return f"{'u' if element[0] == 'u' else ''}int{max(8, int(element[2:]))}"
+    return "bool" if element == "i1" else "float64"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,7 @@ def _tokens(program: Program) -> int:
 
 
 def _stack_path(node: fx.Node) -> str:
-    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
+    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
     return str(next(reversed(stack.values()))[0]) if stack else ""
 
 

@@ -75,8 +75,10 @@ class _Cursor:
         if len(rest) < more:
             raise ValueError("it ends inside a number")
         self.at += more
-        return int.from_bytes(rest, "little") if first == 0 else int.from_bytes(bytes([first]) + rest, "little") >> (
-            more + 1
+        return (
+            int.from_bytes(rest, "little")
+            if first == 0
+            else int.from_bytes(bytes([first]) + rest, "little") >> (more + 1)
         )
 
     def align(self, to: int) -> None:

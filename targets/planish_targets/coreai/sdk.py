@@ -33,7 +33,9 @@ class Sdk:
 
 def missing() -> str:
     """Why Core AI models cannot be made or run here, or "" when they can."""
-    absent = [name for name, module in (("coreai-core", "coreai"), ("coreai-torch", "coreai_torch")) if not _here(module)]
+    absent = [
+        name for name, module in (("coreai-core", "coreai"), ("coreai-torch", "coreai_torch")) if not _here(module)
+    ]
     return f"{' and '.join(absent)} not installed; {INSTALL}" if absent else ""
 
 

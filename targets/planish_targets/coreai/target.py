@@ -1,4 +1,4 @@
-"""Core AI: a .aimodel for iOS 27 and macOS 27, float32, weights compressed from our integers; compiled for on request."""
+"""Core AI: a .aimodel for iOS 27 and macOS 27, float32 compute, weights compressed from our integers."""
 
 from __future__ import annotations
 
@@ -149,11 +149,12 @@ def _modules(artifact: Artifact) -> Mapping[str, Mapping[str, str]]:
 
 def _notes(states: set[str]) -> tuple[str, ...]:
     notes: tuple[str, ...] = (
-        "coreai: what ran is the runtime of coreai-core on this machine's CPU; the Neural Engine and the GPU are compilers "
-        "and kernels of their own, of which it says nothing",
+        "coreai: what runs in checks is coreai-core's own runtime, on a CPU; the Neural Engine and the GPU have "
+        "compilers and kernels of their own, of which that says nothing",
     )
     if states:
         notes += (
-            "coreai: an app zeroes the states before the first call; an NDArray made from a state's descriptor is not zeroed",
+            "coreai: an app zeroes the states before the first call; an NDArray that is made from a state's descriptor "
+            "is not zeroed",
         )
     return notes

@@ -19,8 +19,8 @@ from planish_targets.coreai.asset import Asset, Graph, Operation, open_asset, pa
 
 INTEGERS, INDICES = "coreai.blockwise_shift_scale", "coreai.lut_to_dense"
 Place = dict[str, Any]
-"""Where one copy of a weight lies: the function, the number of the operation that expands it (in the file's order), that
-of the constant with its minima or null, and whether zero points, which are zeros in the file, stand for none."""
+"""Where one copy of a weight lies: the function, the number of the operation that expands it (in the file's order),
+that of the constant with its minima or null, and whether zero points, which are zeros in the file, stand for none."""
 
 
 def locate(path: Path, program: Program) -> dict[str, list[Place]]:
@@ -65,7 +65,9 @@ def read(path: Path, places: Mapping[str, list[Place]]) -> dict[str, QuantizedTe
             raise PlanishError("a quantised weight is not where lowering put it", name, "compile the model again")
         first, *others = [_copy(asset, *there[key], place) for key, place in zip(keys, copies, strict=True)]
         if any(not same(first, other) for other in others):
-            raise PlanishError("the copies of a quantised weight in the .aimodel differ", name, "compile the model again")
+            raise PlanishError(
+                "the copies of a quantised weight in the .aimodel differ", name, "compile the model again"
+            )
         found[name] = first
     return found
 
@@ -76,9 +78,9 @@ def _minima(asset: Asset, function: str, truth: QuantizedTensor | Palette) -> in
     if wanted is None:
         return None
     for number, op in enumerate(asset.graphs[function].operations):
-        if op.constant is not None and parsed(op.types[0]) == (tuple(wanted.shape), "f32"):
-            if torch.equal(asset.tensor(op), wanted):
-                return number
+        alike = op.constant is not None and parsed(op.types[0]) == (tuple(wanted.shape), "f32")
+        if alike and torch.equal(asset.tensor(op), wanted):
+            return number
     raise PlanishError("minima of a quantised weight are not in the .aimodel", function, "compile the model again")
 
 

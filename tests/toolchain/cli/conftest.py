@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -67,6 +67,7 @@ class FakeTarget:
 def fake_targets() -> dict[str, FakeTarget]:
     """Four product targets and the reference."""
     found = {name: FakeTarget(name) for name in ("coreml", "directml", "executorch", "onnxruntime", "reference")}
+    found["reference"] = FakeTarget("reference", capabilities=replace(CAN, default=False))
     found["coreml"] = FakeTarget("coreml", runs=Unavailable("no interpreter"), suffix=".mlpackage")
     return found
 

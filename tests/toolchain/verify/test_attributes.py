@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import program_of
+from support import program_of, target_names
 from torch import Tensor, nn
 
 from planish.verdict import Failed, NotRun, Passed, Verdict
@@ -24,7 +24,7 @@ from planish_passes.program import Program
 from planish_targets import registry
 from planish_targets.contract import Artifact, Attribute, Numerics, Recipe, Unavailable
 
-NAMES = list(registry.targets())
+NAMES = target_names()
 FLOAT = Recipe("float")
 
 
