@@ -32,8 +32,8 @@ TYPES: Mapping[str, tuple[torch.dtype, int]] = {
     "f16": (torch.float16, 16),
     "bf16": (torch.bfloat16, 16),
     "i1": (torch.bool, 8),
-    "si4": (torch.int8, 4),
-    "ui4": (torch.uint8, 4),
+    **{f"si{n}": (torch.int8, n) for n in (2, 4)},
+    **{f"ui{n}": (torch.uint8, n) for n in (1, 2, 3, 4, 6)},
     **{f"si{n}": (getattr(torch, f"int{n}"), n) for n in (8, 16, 32, 64)},
     **{f"ui{n}": (getattr(torch, f"uint{n}"), n) for n in (8, 16, 32)},
 }
@@ -134,9 +134,11 @@ def _unpacked(found: Resources, key: str, shape: tuple[int, ...], element: str) 
         raise damaged(found.path, f"has {len(data)} bytes for a constant {list(shape)} of {element}")
     if bits >= 8:
         return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
-    codes = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    values = torch.stack((codes & 15, codes >> 4), dim=-1).flatten()[:count]  # the first element in the low bits
-    return (((values ^ 8).to(torch.int8) - 8) if element == "si4" else values).reshape(shape)
+    # One behind the other, each with its lowest bit first, whatever the limits of bytes.
+    stream = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * bits].reshape(count, bits)
+    codes = torch.from_numpy(np.packbits(stream, axis=1, bitorder="little")[:, 0]).reshape(shape)
+    half = 1 << (bits - 1)
+    return (codes ^ half).to(torch.int8) - half if element.startswith("si") else codes
 
 
 def open_asset(path: Path) -> Asset:

@@ -20,7 +20,7 @@ from planish_targets.coreai.asset import Asset, Graph, Operation, open_asset, pa
 INTEGERS, INDICES = "coreai.blockwise_shift_scale", "coreai.lut_to_dense"
 Place = dict[str, Any]
 """Where one copy of a weight lies: the function, the number of the operation that expands it (in the file's order),
-that of the constant with its minima or null, and whether zero points, which are zeros in the file, stand for none."""
+that of the constant with its minima (see `_minima`), and whether zero points, zeros in the file, stand for none."""
 
 
 def locate(path: Path, program: Program) -> dict[str, list[Place]]:
@@ -72,15 +72,16 @@ def read(path: Path, places: Mapping[str, list[Place]]) -> dict[str, QuantizedTe
     return found
 
 
-def _minima(asset: Asset, function: str, truth: QuantizedTensor | Palette) -> int | None:
-    """Number of the constant with a weight's minima."""
+def _minima(asset: Asset, function: str, truth: QuantizedTensor | Palette) -> list[int] | None:
+    """Number of the constant with a weight's minima, and 1 when it holds them transposed; None when there are none."""
     wanted = None if isinstance(truth, Palette) else truth.minima
     if wanted is None:
         return None
-    for number, op in enumerate(asset.graphs[function].operations):
-        alike = op.constant is not None and parsed(op.types[0]) == (tuple(wanted.shape), "f32")
-        if alike and torch.equal(asset.tensor(op), wanted):
-            return number
+    for transposed, form in enumerate((wanted, wanted.T)):
+        for number, op in enumerate(asset.graphs[function].operations):
+            alike = op.constant is not None and parsed(op.types[0]) == (tuple(form.shape), "f32")
+            if alike and torch.equal(asset.tensor(op), form):
+                return [number, transposed]
     raise PlanishError("minima of a quantised weight are not in the .aimodel", function, "compile the model again")
 
 
@@ -93,10 +94,12 @@ def _copy(asset: Asset, graph: Graph, op: Operation, place: Place) -> QuantizedT
         found = replace(found, zero_points=zeros, format=replace(found.format, symmetric=False))
     if place["minima"] is None:
         return found
-    at = graph.operations[place["minima"]] if place["minima"] < len(graph.operations) else op
-    if at.constant is None:
+    number, transposed = place["minima"]
+    constants = [o for o in graph.operations[number : number + 1] if o.constant is not None]
+    if not constants:
         raise PlanishError("minima are not where lowering put them", graph.name, "compile the model again")
-    return replace(found, minima=asset.tensor(at))
+    minima = asset.tensor(constants[0])
+    return replace(found, minima=minima.T if transposed else minima)
 
 
 def same(a: QuantizedTensor | Palette, b: QuantizedTensor | Palette) -> bool:

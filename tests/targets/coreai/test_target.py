@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,13 +16,15 @@ from support import program_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from planish.verdict import Passed
+from planish.verify.weights import check_artifact_weights
 from planish_passes import pipeline
 from planish_passes.errors import PlanishError
 from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
-from planish_passes.palette import palettes
+from planish_passes.palette import PaletteFormat, palettes
 from planish_passes.program import Program
-from planish_passes.quantise import quantized
+from planish_passes.quantise import MINIMA, SCALES, VALUES, quantized
 from planish_passes.weights import QuantizedTensor, WeightFormat
 from planish_targets import runner
 from planish_targets.contract import Artifact, Evidence, Recipe, Unavailable
@@ -63,11 +66,13 @@ class Encoder(nn.Module):
 FEED = {"x0": torch.tensor([[3, 1, 4, 1, 5, 9]]), "x1": torch.tensor([[1, 1, 1, 1, 0, 0]])}
 
 
-def prepared(module: nn.Module, examples: tuple[Tensor, ...], recipe: str, palette: int = 0) -> tuple[Program, Program]:
+def prepared(
+    module: nn.Module, examples: tuple[Tensor, ...], recipe: str, palette: Mapping[str, PaletteFormat] | None = None
+) -> tuple[Program, Program]:
     """Yardstick, and the form to lower."""
     fused = run_passes(program_of(module, *examples), pipeline.fuse()).program
     if palette:
-        fused = run_passes(fused, pipeline.palettise(palette, frozenset())).program
+        fused = run_passes(fused, pipeline.palettise(palette)).program
     yardstick = run_passes(fused, pipeline.quantise(FORMATS[recipe])).program
     rest = (*pipeline.for_target(TARGET.capabilities.keeps, None), *TARGET.passes(Recipe(recipe)))
     return yardstick, run_passes(yardstick, rest).program
@@ -117,16 +122,41 @@ def test_four_bits_take_four_bits() -> None:
 
 
 def test_palettes_come_back_bit_equal(tmp_path: Path) -> None:
-    yardstick, program = prepared(Encoder(), tuple(FEED.values()), "int8", palette=16)
+    formats = {
+        "up.weight": PaletteFormat(4, 16),
+        "down.weight": PaletteFormat(6, 32),
+        "key.weight": PaletteFormat(4, 8),
+    }
+    yardstick, program = prepared(Encoder(), tuple(FEED.values()), "int8", formats)
     artifact = TARGET.lower(program, tmp_path, Recipe("lut4"))
     assert error(artifact, yardstick) < 2e-6
     found, truth = TARGET.read_palettes(artifact), palettes(yardstick)
-    assert truth
+    assert set(truth) == set(formats)
     assert found.keys() == truth.keys()
     for name, palette in truth.items():
         assert torch.equal(found[name].indices, palette.indices)
         assert torch.equal(found[name].tables, palette.tables)
     assert TARGET.read_weights(artifact).keys() == quantized(yardstick).keys()
+
+
+def test_minima_of_kept_blocks_come_back(tmp_path: Path) -> None:
+    """As recipe keep has them for Q4_1: w = q * scale + minimum, in groups of 32."""
+    program, format = run_passes(program_of(Encoder(), *FEED.values()), pipeline.fuse()).program, WeightFormat(4, 32)
+    random = torch.Generator().manual_seed(0)
+    store, shapes = program.weights, {"up.weight": (64, 32), "words.weight": (100, 32)}
+    for name, (rows, columns) in shapes.items():
+        store = store.with_tensor(
+            name + VALUES, torch.randint(-8, 8, (rows, columns), dtype=torch.int8, generator=random)
+        )
+        store = store.with_tensor(name + SCALES, torch.rand(rows, columns // 32, generator=random) + 0.5)
+        store = store.with_tensor(name + MINIMA, torch.randn(rows, columns // 32, generator=random))
+    kept = pipeline.keep(dict.fromkeys(shapes, format), {})
+    yardstick = run_passes(dataclasses.replace(program, weights=store), kept).program
+    rest = (*pipeline.for_target(TARGET.capabilities.keeps, None), *TARGET.passes(Recipe("keep")))
+    artifact = TARGET.lower(run_passes(yardstick, rest).program, tmp_path, Recipe("keep"))
+    assert error(artifact, yardstick) < 2e-6
+    verdict = check_artifact_weights(yardstick, TARGET.read_weights(artifact))
+    assert isinstance(verdict, Passed), verdict
 
 
 class Tied(nn.Module):
