@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import cache
@@ -26,9 +27,10 @@ from planish_passes.quantise import quantized
 from planish_passes.weights import WeightFormat
 from planish_targets import runner
 from planish_targets.contract import Artifact, Recipe, Unavailable
-from planish_targets.executorch import TARGET
+from planish_targets.executorch import TARGET, lean
 from planish_targets.executorch.pairs import PINNED
 from planish_targets.executorch.pte import open_pte
+from planish_targets.executorch.retrace import Memory
 from planish_targets.executorch.weights import same
 
 pytest.importorskip("executorch")
@@ -79,6 +81,18 @@ def prepared(family: str, recipe: str) -> tuple[Program, Program]:
 def made(family: str, recipe: str = "int4") -> Artifact:
     into = Path(mkdtemp(prefix="planish-test-"))
     return TARGET.lower(prepared(family, recipe)[1], into, Recipe(recipe, 4))
+
+
+@pytest.mark.parametrize(("family", "recipe"), [("llama", "int4"), ("gemma2", "float")])
+def test_what_retraces_remember_changes_no_byte(
+    family: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cheap = made(family, recipe)
+    monkeypatch.setattr(lean, "remembered", lambda: contextlib.nullcontext(Memory()))
+    monkeypatch.setattr(lean, "uncompiled", contextlib.nullcontext)
+    plain = TARGET.lower(prepared(family, recipe)[1], tmp_path, Recipe(recipe, 4))
+    assert plain.path.read_bytes() == cheap.path.read_bytes()
+    assert plain.options == cheap.options
 
 
 def feeds() -> dict[str, dict[str, Tensor]]:
