@@ -21,9 +21,10 @@ from planish.bundle.additions import BENCH, MEASUREMENTS
 from planish.bundle.codec import json_bytes
 from planish.bundle.files import fingerprint, settle, walk
 from planish.bundle.manifest import EVIDENCE, SIGNATURE
-from planish.trust.check import Trusted, demand_library, trusts, verify_claim
+from planish.trust.check import Trusted, trusts, verify_claim
 from planish.trust.envelope import LARGEST as LARGEST_SIGNATURE
 from planish.trust.envelope import Claim, read_claim
+from planish.trust.keys import demand_library
 from planish.trust.sign import Signing, sign_folder
 from planish_passes.errors import PlanishError
 
