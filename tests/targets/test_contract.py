@@ -59,7 +59,12 @@ def encodes(name: str, recipe: str) -> bool:
     return RECIPES[recipe].bits in {0, *registry.find(name).capabilities.bits}
 
 
-EVERY = [(name, recipe) for name in NAMES for recipe in RECIPES if encodes(name, recipe)]
+EVERY = [
+    pytest.param(*target.values, recipe, marks=target.marks)
+    for target in NAMES
+    for recipe in RECIPES
+    if encodes(*target.values, recipe)
+]
 
 
 @pytest.mark.parametrize(("name", "recipe"), EVERY)
@@ -83,7 +88,7 @@ def test_the_artifact_computes_the_yardstick(name: str, recipe: str) -> None:
     assert float((found - truth).abs().max() / truth.abs().max()) < limit
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if encodes(n, "int8")])
+@pytest.mark.parametrize("name", [n for n in NAMES if encodes(*n.values, "int8")])
 def test_integers_and_scales_are_bit_equal_in_every_artifact(name: str) -> None:
     it = made(name, "int8")
     found, truth = registry.find(name).read_weights(it.artifact), quantized(it.quantised)
