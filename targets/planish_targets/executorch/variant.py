@@ -82,6 +82,7 @@ class Variant:
         if missing or lacking:
             what, hint = (missing, INSTALL) if missing or not lacking else (lacking.what, lacking.mend)
             raise PlanishError(f"lowering to {self.name} is not possible: {what}", f"target {self.name}", hint)
+        self.delegate.check(program)
         reasons: dict[str, str] = {}
         written = write(
             program,

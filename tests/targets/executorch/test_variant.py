@@ -15,7 +15,9 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
-from support import program_of
+import transformers as tf
+from decoders import capture_model
+from support import program_of, random_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +28,7 @@ from planish_passes import pipeline
 from planish_passes.errors import PlanishError
 from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
-from planish_passes.program import Program
+from planish_passes.program import Program, op_name
 from planish_targets import registry
 from planish_targets.contract import Artifact, Recipe, Target, Unavailable
 from planish_targets.executorch.delegates.qnn import ROOT
@@ -265,6 +267,74 @@ def test_epsilons_are_read_from_the_payload(name: str) -> None:
     assert not isinstance(found, Unavailable)
     assert sorted(a.module for a in found["model.pte"]) == ["norm", "plain"]
     assert all(a.value == pytest.approx(1e-5, rel=1e-2) for a in found["model.pte"])
+
+
+# -- language models --------------------------------------------------------------------------------------------------
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+SIZES |= {"num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64, "head_dim": 8}
+
+
+@cache
+def decoder(family: str) -> tuple[Program, Program]:
+    """Yardstick and form of a tiny language model with caches of 32 tokens inside."""
+    configs = {
+        "llama": lambda: tf.LlamaConfig(tie_word_embeddings=True, **SIZES),
+        "gemma2": lambda: tf.Gemma2Config(sliding_window=8, query_pre_attn_scalar=16, **SIZES),
+        "granite": lambda: tf.GraniteConfig(attention_multiplier=0.2, **SIZES),
+    }
+    config, target = configs[family](), registry.find("executorch:vulkan")
+    captured = capture_model(config, random_model(config, tf.AutoModelForCausalLM)).program
+    passes = (*pipeline.fuse(), *pipeline.last_token(), *pipeline.resident(32))
+    yardstick = run_passes(captured, passes).program
+    rest = (*pipeline.for_target(target.capabilities.keeps, None), *target.passes(FLOAT))
+    return yardstick, run_passes(yardstick, rest).program
+
+
+def test_a_language_model_has_its_caches_in_the_vulkan_delegate(tmp_path: Path) -> None:
+    target = registry.find("executorch:vulkan")
+    artifact = target.lower(decoder("llama")[1], tmp_path, FLOAT)
+    assert artifact.context == 32
+    assert artifact.options["longest"] == 32
+    placement = target.placement(artifact)
+    assert (placement.violations, placement.share()) == ((), 1.0)
+    assert sum(n.op == "sdpa_with_kv_cache.default" for n in placement.nodes) == 1
+    assert [type(i.instr_args).__name__ for i in open_pte(artifact.path).plan.chains[0].instructions] == [
+        "DelegateCall"
+    ]
+    epsilons = target.read_attributes(artifact)
+    assert not isinstance(epsilons, Unavailable)
+    assert [a.value for a in epsilons["model.pte"]] == [1e-6] * 3
+
+
+def test_another_scale_of_attention_goes_into_the_query() -> None:
+    """The form is a function with caches in and out, so the interpreter runs it."""
+    yardstick, form = decoder("granite")
+    scales = [n.args[8] for n in form.graph.nodes if op_name(n) == "planish.resident_attention"]
+    assert scales == [8**-0.5]
+    inner = {i for _, i in form.states}
+    given = {p.name: torch.zeros([int(d) for d in p.shape]) for p in form.inputs if p.name in inner}
+    given |= {"input_ids": torch.tensor([[5, 7, 11]]), "position_ids": torch.arange(3)[None]}
+    found, wanted = interpret(form, given)["logits"], interpret(yardstick, given)["logits"]
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=0)
+
+
+def test_caches_behind_a_window_are_refused_with_the_module(tmp_path: Path) -> None:
+    with pytest.raises(PlanishError) as caught:
+        registry.find("executorch:vulkan").lower(decoder("gemma2")[1], tmp_path, FLOAT)
+    assert "no windows" in caught.value.what
+    assert caught.value.where == "module model.layers.0.self_attn"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scale_that_vulkan_refuses_is_a_violation(tmp_path: Path) -> None:
+    from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
+
+    write(decoder("llama")[1], tmp_path / "model.pte", None, lambda e, f: to_edge(e, f, VulkanPartitioner({})))
+    target = registry.find("executorch:vulkan")
+    (violation,) = target.placement(Artifact(target.name, tmp_path, "model.pte")).violations
+    assert "refuses a scale" in violation
 
 
 # -- QNN: no SDK is here ----------------------------------------------------------------------------------------------

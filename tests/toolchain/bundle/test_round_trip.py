@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from planish.bundle import open_bundle, write_bundle
 from planish.bundle.manifest import FileEntry, digest_of
+from planish.cli.commands.inspect import _show_bundle
 from planish.compiled import Compiled, nothing_ran
+from planish.inspect import BundleFacts
 from planish.verdict import Failed, NotRun
 from planish_passes.errors import PlanishError
 from planish_targets.contract import Evidence
@@ -255,10 +258,15 @@ def test_a_variant_lies_in_a_folder_that_every_file_system_takes(make: Make, tmp
     assert read.check_hashes() == []
 
 
-def test_a_bundle_in_which_nothing_ran_says_so(make: Make) -> None:
-    onnx, _, refused = make().targets
+def test_a_bundle_in_which_nothing_ran_says_so(make: Make, tmp_path: Path) -> None:
+    compiled = make()
+    onnx, _, refused = compiled.targets
     open_question = replace(onnx, verdicts=(NotRun("lowering", "no GPU here"),))
     assert nothing_ran([onnx, open_question]) == ()
     assert nothing_ran([refused]) == ()
     (note,) = nothing_ran([open_question, refused])
     assert note.startswith("no artifact of this bundle was run (onnxruntime)")
+    at = write_bundle(replace(compiled, targets=(open_question, refused)), tmp_path / "open.planish")
+    console = Console(record=True, width=200)
+    _show_bundle(console, BundleFacts(at, open_bundle(at).manifest, {}))
+    assert "; no artifact was run" in console.export_text()

@@ -14,6 +14,7 @@ from planish_passes.canonicalise import Canonicalise
 from planish_passes.expand import Expand
 from planish_passes.fold import FoldConstants
 from planish_passes.infra import Pass
+from planish_passes.program import Program
 from planish_targets.contract import Capabilities, Missing, Numerics, Recipe
 from planish_targets.executorch.delegates import coreml_package
 from planish_targets.executorch.delegates.delegate import Payload, Steps
@@ -47,6 +48,9 @@ class CoreML:
     def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
         """coremltools takes torch's own operators."""
         return (Expand(frozenset()), Canonicalise(), FoldConstants(), Share())
+
+    def check(self, program: Program) -> None:
+        """Nothing more than the capabilities say."""
 
     def edge(self, exported: ExportedProgram, facts: Mapping[str, object], reasons: MutableMapping[str, str]) -> Any:
         """With executorch's own partitioner."""

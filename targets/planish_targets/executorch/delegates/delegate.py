@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch.export import ExportedProgram
 
 from planish_passes.infra import Pass
+from planish_passes.program import Program
 from planish_targets.attributes import Number, Step
 from planish_targets.contract import Capabilities, Missing, Numerics, Recipe, Unavailable
 from planish_targets.executorch.pte import PteFile
@@ -85,6 +86,14 @@ class Delegate(Protocol):
 
     def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
         """Forms that it takes."""
+        ...
+
+    def check(self, program: Program) -> None:
+        """Nothing, when the form that the passes made can be encoded; asked before executorch sees the program.
+
+        Raises:
+            PlanishError: it cannot; names the module and the way out.
+        """
         ...
 
     def edge(self, exported: ExportedProgram, facts: Mapping[str, object], reasons: MutableMapping[str, str]) -> Any:

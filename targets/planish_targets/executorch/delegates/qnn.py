@@ -15,6 +15,7 @@ from planish_passes.canonicalise import Canonicalise
 from planish_passes.expand import Expand
 from planish_passes.fold import FoldConstants
 from planish_passes.infra import Pass
+from planish_passes.program import Program
 from planish_targets.contract import Capabilities, Missing, Numerics, Recipe, Unavailable
 from planish_targets.executorch.forms import Share
 from planish_targets.executorch.pte import PteFile
@@ -57,6 +58,9 @@ class Qnn:
     def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
         """Its own passes find the forms that it takes."""
         return (Expand(frozenset()), Canonicalise(), FoldConstants(), Share())
+
+    def check(self, program: Program) -> None:
+        """Nothing more than the capabilities say."""
 
     def edge(self, exported: ExportedProgram, facts: Mapping[str, object], reasons: MutableMapping[str, str]) -> Any:
         """With executorch's own way to QNN, which exports the program once more."""

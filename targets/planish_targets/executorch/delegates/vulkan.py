@@ -13,17 +13,21 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from planish_passes.canonicalise import Canonicalise
+from planish_passes.errors import PlanishError
 from planish_passes.expand import Expand
 from planish_passes.fold import FoldConstants
 from planish_passes.infra import Pass
+from planish_passes.program import Program, module_path, op_name
 from planish_targets.contract import Capabilities, Missing, Numerics, Recipe
+from planish_targets.executorch.attention import ExpandAttention
 from planish_targets.executorch.delegates import vulkan_graph
 from planish_targets.executorch.delegates.delegate import Payload, Steps
-from planish_targets.executorch.delegates.vulkan_forms import ConstantWhere, ExpandErfGelu, WholeNorm
-from planish_targets.executorch.forms import Share
+from planish_targets.executorch.delegates.vulkan_forms import ConstantWhere, ExpandErfGelu, PlainScale, WholeNorm
+from planish_targets.executorch.forms import InferredLength, Share
 from planish_targets.executorch.lower import to_edge
 from planish_targets.executorch.pte import PteFile
 from planish_targets.executorch.rewrite import AdditiveMask
+from planish_targets.executorch.states import KEPT
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,9 @@ class Vulkan:
     backend: str = "VulkanBackend"
     summary: str = "ExecuTorch program (.pte) for GPUs of Android phones, by the Vulkan delegate; compile-only"
     requires: Mapping[str, str] = field(default_factory=dict)
-    capabilities: Capabilities = field(default_factory=lambda: Capabilities(keeps=frozenset(), bits=frozenset()))
+    capabilities: Capabilities = field(
+        default_factory=lambda: Capabilities(keeps=frozenset(KEPT), bits=frozenset(), caches=True, resident=2048)
+    )
     advice: tuple[str, ...] = (
         "tensors are laid out for textures of up to 16384, as phones have them (executorch's default; desktops: 2048)",
     )
@@ -50,15 +56,28 @@ class Vulkan:
     def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
         """Forms that its runtime computes."""
         return (
-            Expand(frozenset()),
+            ExpandAttention(),  # before composites are expanded: it leaves some
+            PlainScale(),
+            Expand(frozenset(KEPT)),
             Canonicalise(),
             FoldConstants(),
             AdditiveMask(),  # one mask for all layers
             ConstantWhere(),
             WholeNorm(),
             ExpandErfGelu(),
+            InferredLength(),  # behind everything that makes reshapes
             Share(),
         )
+
+    def check(self, program: Program) -> None:
+        """Caches serve the runtime's own attention, which has neither windows nor caps nor biases."""
+        for node in program.graph.nodes:
+            if node.op == "call_function" and op_name(node) == "planish.cache_write":
+                raise PlanishError(
+                    "Vulkan's caches serve plain causal attention: no windows, chunks, softcaps, biases, sinks",
+                    f"module {module_path(node) or '(top)'}",
+                    "target executorch (XNNPACK) takes this model",
+                )
 
     def edge(self, exported: ExportedProgram, facts: Mapping[str, object], reasons: MutableMapping[str, str]) -> Any:
         """With executorch's own partitioner."""
@@ -66,9 +85,12 @@ class Vulkan:
         from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
         logging.root.setLevel(level)  # that import opens the root logger for everybody
+        for node in exported.graph.nodes:
+            if node.op == "call_function" and op_name(node) == "llama.custom_sdpa":
+                node.args = (*node.args[:7], None)  # see `PlainScale`
         rotary = any("cat" in str(n.target) or "stack" in str(n.target) for n in exported.graph.nodes)
         with _explained(reasons), _handles_kept(), _patterns_once(rotary):
-            return to_edge(exported, facts, VulkanPartitioner({}))
+            return to_edge(exported, facts, VulkanPartitioner({"require_dynamic_shapes": _varies(exported)}))
 
     def payload(self, file: PteFile, index: int) -> Payload:
         """By executorch's own schema."""
@@ -77,6 +99,12 @@ class Vulkan:
     def steps(self, file: PteFile, index: int, modules: Mapping[str, str]) -> Steps:
         """By executorch's own schema."""
         return vulkan_graph.graph_steps(vulkan_graph.read(file, index), modules)
+
+
+def _varies(exported: ExportedProgram) -> bool:
+    """True when some length is known only at run time: operators that cannot be resized stay outside then."""
+    values = [n.meta["val"] for n in exported.graph.nodes if n.op == "placeholder"]
+    return any(not isinstance(d, int) for v in values if hasattr(v, "shape") for d in v.shape)
 
 
 @contextlib.contextmanager

@@ -70,6 +70,30 @@ class ConstantWhere:
 
 
 @dataclass(frozen=True)
+class PlainScale:
+    """`planish.resident_attention` with the scale 1 / sqrt(D); another factor goes into the query.
+
+    Vulkan's runtime takes no other (`runtime/graph/ops/impl/SDPA.cpp` refuses a scale that is given).
+    """
+
+    def run(self, program: Program) -> PassResult:
+        """See the class."""
+        changed = 0
+        for node in [n for n in program.graph.nodes if n.op == "call_function"]:
+            if op_name(node) != "planish.resident_attention":
+                continue
+            q, scale = node.args[0], node.args[8]
+            assert isinstance(q, fx.Node)
+            assert isinstance(scale, float)
+            plain = int(q.meta["val"].shape[3]) ** -0.5
+            if not math.isclose(scale, plain, rel_tol=1e-6):
+                node.replace_input_with(q, caller(program.graph, node)(_ATEN.mul.Tensor, q, scale / plain))
+                changed += 1
+            node.args = (*node.args[:8], plain, *node.args[9:])
+        return PassResult(finish(program), changed)
+
+
+@dataclass(frozen=True)
 class WholeNorm:
     """Layer norms without weight or bias get ones and zeros: Vulkan's runtime refuses them otherwise.
 

@@ -11,9 +11,9 @@ import struct
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,16 @@ def read(file: PteFile, index: int) -> VulkanGraph:
     flat = payload[begin : begin + size]
     if flat[4:8] != b"VK00":
         raise _broken("holds no graph of version VK00", where)
-    return VulkanGraph(file, _parsed(flat, where), payload[after : after + count])
+    graph = VulkanGraph(file, _parsed(flat, where), payload[after : after + count])
+    _know_operators()
+    return graph
+
+
+@cache
+def _know_operators() -> None:
+    """Register the schemas of operators that are not torch's own: arguments of calls have names by them alone."""
+    with quiet():
+        from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401
 
 
 def _broken(what: str, where: str) -> PlanishError:
@@ -142,9 +151,9 @@ def _parsed(flat: bytes, where: str) -> Mapping[str, Any]:
 
 def _operator(name: str) -> Any:
     """The torch operator of a call's name ("aten.linear.default"); None where this process has none."""
-    space, _, rest = name.partition(".")
-    packet = getattr(getattr(torch.ops, space), rest.partition(".")[0], None)
-    return getattr(packet, rest.partition(".")[2] or "default", None)
+    parts = name.split(".")
+    space, operator, overload = parts if len(parts) == 3 else ("llama", *parts)  # the serialiser drops this namespace
+    return getattr(getattr(getattr(torch.ops, space), operator, None), overload, None)
 
 
 def _arguments(call: Mapping[str, Any]) -> dict[str, int]:
@@ -199,27 +208,52 @@ def _operators(graph: VulkanGraph) -> Iterator[str]:
     """Calls that executorch's partitioner and serialiser let pass and its runtime computes otherwise, or refuses."""
     registered = _registered()
     for call, given, _ in graph.calls:
-        name = call["name"]
-        if name not in registered:
-            yield f"the Vulkan runtime has no operator {name}"
-        elif name == "aten.gelu.default" and graph.plain(given["approximate"]) != "tanh":
-            # runtime/graph/ops/glsl/unary_op.yaml has one shader, the tanh form, and takes it for both
-            yield "aten.gelu of the erf form: the Vulkan runtime computes the tanh form"
-        elif name == "aten.native_layer_norm.default" and (
-            # runtime/graph/ops/impl/NativeLayerNorm.cpp throws at these
-            graph.is_none(given["weight"])
-            or graph.is_none(given["bias"])
-            or len(graph.plain(given["normalized_shape"]) or ()) != 1
-        ):
-            yield "aten.native_layer_norm without weight or bias, or over several axes: the Vulkan runtime refuses it"
+        if call["name"] not in registered:
+            yield f"the Vulkan runtime has no operator {call['name']}"
+        elif call["name"] in _RULES:
+            holds, what = _RULES[call["name"]]
+            if not holds(graph, given):
+                yield f"{call['name']} (call {call['node_id']}): {what}"
+
+
+def _tanh(graph: VulkanGraph, given: Mapping[str, int]) -> bool:
+    return bool(graph.plain(given["approximate"]) == "tanh")
+
+
+def _whole(graph: VulkanGraph, given: Mapping[str, int]) -> bool:
+    left_out = graph.is_none(given["weight"]) or graph.is_none(given["bias"])
+    return not left_out and len(graph.plain(given["normalized_shape"]) or ()) == 1
+
+
+def _plain_attention(graph: VulkanGraph, given: Mapping[str, int]) -> bool:
+    return graph.is_none(given["scale"]) and graph.is_none(given["attn_mask"])
+
+
+def _one_batch(graph: VulkanGraph, given: Mapping[str, int]) -> bool:
+    cache = graph.tensor(given["cache"])
+    return cache is not None and list(cache["dims"])[-4:-3] in ([], [1])
+
+
+# Operator -> what must hold, and what the runtime does otherwise, with the source under executorch/backends/vulkan.
+_RULES: Mapping[str, tuple[Callable[[VulkanGraph, Mapping[str, int]], bool], str]] = {
+    "aten.gelu.default": (_tanh, "the runtime computes the tanh form for both (runtime/graph/ops/glsl/unary_op.yaml)"),
+    "aten.native_layer_norm.default": (
+        _whole,
+        "the runtime refuses it without weight or bias, and over several axes (ops/impl/NativeLayerNorm.cpp)",
+    ),
+    "sdpa_with_kv_cache.default": (_plain_attention, "the runtime refuses a scale and a mask (ops/impl/SDPA.cpp)"),
+    "update_cache.default": (_one_batch, "the runtime refuses caches of more than one batch (ops/impl/SDPA.cpp)"),
+}
 
 
 def _registered() -> frozenset[str]:
+    """Names in executorch's list of operators of its runtime, and those of its own that its patterns put in."""
     with quiet():
         from executorch.backends.vulkan.op_registry import vulkan_supported_ops
-    names = {getattr(op, "__name__", str(op)) for op in vulkan_supported_ops}
-    text = {f"{n.replace('::', '.')}.default" for n in names if "::" in n}
-    return frozenset(names | text | {"et_vk.prepack.default"})
+    names = {op if isinstance(op, str) else getattr(op, "__name__", "") for op in vulkan_supported_ops}
+    by_name = {f"{n.partition('::')[2]}.default" for n in names if "::" in n}  # the serialiser drops the namespace
+    own = {n for n in torch._C._dispatch_get_all_op_names() if n.startswith("et_vk::")}
+    return frozenset(names | by_name | {f"{n.replace('::', '.')}.default" for n in own})
 
 
 def graph_steps(graph: VulkanGraph, modules: Mapping[str, str]) -> Steps:

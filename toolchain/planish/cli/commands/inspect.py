@@ -141,7 +141,9 @@ def _show_bundle(console: Console, facts: BundleFacts) -> None:
     _row(console, "task", manifest.task)
     _row(console, "recipe", manifest.recipe.name)
     _row(console, "made", f"{manifest.created} by planish {manifest.planish}")
-    _row(console, "result", manifest.result, "green" if manifest.result == "passed" else "red")
+    made = [entry for entry in manifest.targets.values() if entry.artifact is not None]
+    unrun = "; no artifact was run" if made and all(e.evidence == "not-run" for e in made) else ""
+    _row(console, "result", f"{manifest.result}{unrun}", "green" if manifest.result == "passed" else "red")
     _row(
         console,
         "signature",
@@ -157,7 +159,8 @@ def _show_bundle(console: Console, facts: BundleFacts) -> None:
                 [f"{p.name}: {p.dtype}[{', '.join(map(str, p.shape))}]" for p in side]
                 for side in (entry.inputs, entry.outputs)
             ]
-            _show_artifact(console, facts.artifacts[name], f"{name}: {entry.result}", (ports[0], ports[1]), axes)
+            told = "not run" if (entry.result, entry.evidence) == ("passed", "not-run") else entry.result
+            _show_artifact(console, facts.artifacts[name], f"{name}: {told}", (ports[0], ports[1]), axes)
         elif entry.artifact is None:
             console.print(f"\n{name}: no artifact", style="bold red")
 
