@@ -153,6 +153,20 @@ def remembered() -> Iterator[Memory]:
             kind._fx = compute
 
 
+_COMPILE = fx.GraphModule.recompile
+
+
+@contextlib.contextmanager
+def compiled() -> Iterator[None]:
+    """Within this, and within `uncompiled`, graph modules get their code at once: `torch.export` traces no other."""
+    later = fx.GraphModule.recompile
+    fx.GraphModule.recompile = _COMPILE  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        fx.GraphModule.recompile = later  # type: ignore[method-assign]
+
+
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """Within this, a graph module gets its Python code when it is called, which interpreters never do."""

@@ -19,6 +19,7 @@ from planish_passes.program import Program
 from planish_targets.contract import Capabilities, Missing, Numerics, Recipe, Unavailable
 from planish_targets.executorch.forms import Share
 from planish_targets.executorch.pte import PteFile
+from planish_targets.executorch.retrace import compiled
 
 ROOT, CHIP = "QNN_SDK_ROOT", "QNN_SOC_MODEL"
 _LIBRARY = "lib/x86_64-linux-clang/libQnnHtp.so"
@@ -76,9 +77,10 @@ class Qnn:
         )
         shapes = [n.meta["val"] for n in exported.graph.nodes if n.name in exported.graph_signature.user_inputs]
         given = tuple(torch.zeros([int(d) for d in s.shape], dtype=s.dtype) for s in shapes)
-        return utils.to_edge_transform_and_lower_to_qnn(
-            exported.module(check_guards=False), given, specs, constant_methods=dict(facts) or None
-        )
+        with compiled():
+            return utils.to_edge_transform_and_lower_to_qnn(
+                exported.module(check_guards=False), given, specs, constant_methods=dict(facts) or None
+            )
 
     def payload(self, file: PteFile, index: int) -> Unavailable:
         """Not readable."""
