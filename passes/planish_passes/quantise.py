@@ -211,19 +211,24 @@ def widths(program: Program) -> dict[str, int]:
     return {names[n.args[1].name].removesuffix(VALUES): int(n.args[position[op_name(n)]]) for n in calls}
 
 
+def formats(program: Program) -> dict[str, WeightFormat]:
+    """The formats of a program's quantised weights, by the name of the weight that they replace; reads no weight."""
+    found, names = dict[str, WeightFormat](), program.weight_names()
+    for node in program.graph.nodes:
+        if node.op == "call_function" and op_name(node) in ("planish.linear_q", "planish.embedding_q"):
+            name = names[node.args[1].name].removesuffix(VALUES)
+            columns, groups = (program.weights.spec(name + part).shape[1] for part in (VALUES, SCALES))
+            bits = int(node.args[5] if op_name(node) == "planish.linear_q" else node.args[4])
+            found[name] = WeightFormat(bits, 0 if groups == 1 else columns // groups, node.args[3] is None)
+    return found
+
+
 def quantized(program: Program) -> dict[str, QuantizedTensor]:
     """The quantised weights of a program, by the name of the weight that they replace."""
     found: dict[str, QuantizedTensor] = {}
-    names = program.weight_names()
-    for node in program.graph.nodes:
-        if node.op != "call_function" or op_name(node) not in ("planish.linear_q", "planish.embedding_q"):
-            continue
-        name = names[node.args[1].name].removesuffix(VALUES)
-        if name not in found:
-            values, scales = program.weights.read(name + VALUES), program.weights.read(name + SCALES)
-            zeros = program.weights.read(name + ZEROS) if node.args[3] is not None else None
-            bits = int(node.args[5] if op_name(node) == "planish.linear_q" else node.args[4])
-            group = 0 if scales.shape[1] == 1 else values.shape[1] // scales.shape[1]
-            minima = program.weights.read(name + MINIMA) if _has_minima(program, name) else None
-            found[name] = QuantizedTensor(values, scales, zeros, WeightFormat(bits, group, zeros is None), minima)
+    for name, format in formats(program).items():
+        values, scales = program.weights.read(name + VALUES), program.weights.read(name + SCALES)
+        zeros = None if format.symmetric else program.weights.read(name + ZEROS)
+        minima = program.weights.read(name + MINIMA) if _has_minima(program, name) else None
+        found[name] = QuantizedTensor(values, scales, zeros, format, minima)
     return found

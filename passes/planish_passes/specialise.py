@@ -19,10 +19,10 @@ from planish_passes.program import Port, Program, finish
 
 @dataclass(frozen=True)
 class Specialise:
-    """Give each named dimension a number; sizes computed from it become constants in the graph.
+    """Give named dimensions numbers; sizes computed from them become constants in the graph.
 
     Args:
-        sizes: dimension name -> size, e.g. {"batch": 1, "sequence": 128}.
+        sizes: dimension name -> size, e.g. {"batch": 1, "sequence": 128}; others stay dynamic.
     """
 
     sizes: Mapping[str, int]
@@ -35,14 +35,18 @@ class Specialise:
         """
         if not program.axes:
             return PassResult(program, 0)
+        left = {axis: ends for axis, ends in program.axes.items() if axis not in self.sizes}
         for axis, (low, high) in program.axes.items():
-            if not low <= self.sizes[axis] <= high:
+            if axis not in left and not low <= self.sizes[axis] <= high:
                 raise PlanishError(
                     f"{axis} = {self.sizes[axis]} is outside what the model takes ({low} to {high})",
                     f"program {program.name!r}",
                     "choose another --sequence-length",
                 )
-        changed = _propagate(program, self._port_shapes(program))
+        inputs = {n: self._fixed(p).shape for n, p in zip(_given(program), program.inputs, strict=True)}
+        if left:
+            return self._partly(program, inputs, left)
+        changed = _propagate(program, {n.name: shape for n, shape in inputs.items()})  # type: ignore[misc]
         program = replace(
             finish(program),
             inputs=tuple(self._fixed(p) for p in program.inputs),
@@ -52,15 +56,57 @@ class Specialise:
         program.exported._range_constraints = {}
         return PassResult(program, changed)
 
-    def _port_shapes(self, program: Program) -> dict[str, tuple[int, ...]]:
-        names = program.weight_names()
-        users = [n for n in program.graph.nodes if n.op == "placeholder" and n.name not in names]
-        return {n.name: self._fixed(p).shape for n, p in zip(users, program.inputs, strict=True)}  # type: ignore[misc]
+    def _partly(
+        self, program: Program, inputs: Mapping[fx.Node, tuple[int | str, ...]], left: dict[str, tuple[int, int]]
+    ) -> PassResult:
+        returned = list(zip(program.outputs, _returned(program), strict=True))
+        symbols = {str(s): d for p, n in returned for d, s in zip(p.shape, n.meta["val"].shape, strict=True)}
+        changed = propagate(program, inputs)
+        program = finish(program)
+        outputs = []
+        for port, node in zip(program.outputs, _returned(program), strict=True):
+            shape = tuple(d if isinstance(d, int) else symbols[str(d)] for d in node.meta["val"].shape)
+            outputs.append(replace(port, shape=shape))
+        ports = tuple(self._fixed(p) for p in program.inputs)
+        return PassResult(replace(program, inputs=ports, outputs=tuple(outputs), axes=left), changed)
 
     def _fixed(self, port: Port, node: fx.Node | None = None) -> Port:
         if node is not None:
             return replace(port, shape=tuple(int(s) for s in node.meta["val"].shape))
-        return replace(port, shape=tuple(self.sizes[d] if isinstance(d, str) else d for d in port.shape))
+        return replace(port, shape=tuple(self.sizes.get(d, d) if isinstance(d, str) else d for d in port.shape))
+
+
+def propagate(program: Program, inputs: Mapping[fx.Node, tuple[int | str, ...]]) -> int:
+    """Shapes of all nodes anew, where some dimensions of the inputs are numbers now and others are symbols still.
+
+    Args:
+        program: changed in place.
+        inputs: placeholder -> its shape; names stand for the symbols that it had.
+
+    Returns:
+        Sizes that became numbers in the graph.
+    """
+    values, changed = dict[fx.Node, Any](), 0
+    mode = next(n.meta["val"].fake_mode for n in inputs)
+    with mode, torch.no_grad():
+        for node in list(program.graph.nodes):
+            if node.op == "placeholder":
+                old = node.meta["val"]
+                if node in inputs:
+                    sizes = zip(inputs[node], old.shape, strict=True)
+                    node.meta["val"] = torch.empty([d if isinstance(d, int) else s for d, s in sizes], dtype=old.dtype)
+                values[node] = node.meta["val"]
+            elif node.op == "call_function":
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])  # type: ignore[misc]
+                values[node] = node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]
+                if isinstance(values[node], (int, bool, float)):
+                    changed += _make_literal(node, values[node])
+    return changed
+
+
+def _given(program: Program) -> list[fx.Node]:
+    names = program.weight_names()
+    return [n for n in program.graph.nodes if n.op == "placeholder" and n.name not in names]
 
 
 def _returned(program: Program) -> list[fx.Node]:

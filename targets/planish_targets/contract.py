@@ -59,6 +59,7 @@ class Capabilities:
         resident: tokens that caches inside the artifact hold unless the request says otherwise; 0 = caches are its
             inputs and outputs.
         default: compiled for when a request names no targets; False = only when it is asked for.
+        ranged: dimensions that may vary in an artifact when the request asks for it, where shapes are fixed otherwise.
     """
 
     keeps: frozenset[str]
@@ -70,6 +71,22 @@ class Capabilities:
     caches: bool = False
     resident: int = 0
     default: bool = True
+    ranged: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a request asks of the form of artifacts, beyond the recipe. The defaults ask for nothing.
+
+    Args:
+        minimum_ios: the oldest iOS that opens them; None = the target's own choice.
+        ane: forms that the Apple Neural Engine is said to prefer.
+        lengths: sequence lengths that one artifact takes, ascending; (): one that the program says, or all.
+    """
+
+    minimum_ios: int | None = None
+    ane: bool = False
+    lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -315,6 +332,19 @@ class OffersVariants(Protocol):
     @property
     def variants(self) -> Mapping[str, Target]:
         """Full name ("executorch:vulkan") -> variant. Compiled for on request alone, never by default."""
+        ...
+
+
+@runtime_checkable
+class Adapts(Protocol):
+    """A target whose artifacts have forms that a request can choose."""
+
+    def adapted(self, wishes: Wishes) -> Target:
+        """The same target, making these forms.
+
+        Raises:
+            PlanishError: the wishes contradict each other.
+        """
         ...
 
 

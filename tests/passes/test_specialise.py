@@ -27,3 +27,16 @@ def test_a_length_that_the_model_does_not_take_is_refused() -> None:
     with pytest.raises(PlanishError, match="sequence = 513 is outside") as caught:
         run_passes(program, [Specialise({"batch": 1, "sequence": 513})])
     assert "sequence-length" in caught.value.hint
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "mpnet", "modernbert"])
+def test_one_dimension_may_stay_dynamic(family: str) -> None:
+    program = capture_family(family)[0].program
+    form = run_passes(program, [Specialise({"batch": 1}), Canonicalise(), FoldConstants()]).program
+    assert form.axes == {"sequence": program.axes["sequence"]}
+    assert all(p.shape == (1, "sequence") for p in form.inputs)
+    assert [p.shape[:2] for p in form.outputs] == [(1, "sequence")]
+    for length in (7, 16):
+        given = feed(program, batch=1, sequence=length)
+        found, truth = (interpret(p, given)["last_hidden_state"] for p in (form, program))
+        assert torch.equal(found, truth)

@@ -30,6 +30,7 @@ from planish.verdict import Verdict
 from planish.verify.decoding import DecoderExam
 from planish.verify.exam import EncoderExam, Exam, NoExam
 from planish.verify.weights import check_program_weights
+from planish.wishes import adapted
 from planish_passes import pipeline
 from planish_passes.infra import Outcome, run_passes
 from planish_passes.palette import INDICES, TABLES
@@ -71,6 +72,7 @@ def _open(request: Request, progress: Progress, workdir: Path) -> _Job:
     targets = tuple(registry.find(name) for name in dict.fromkeys(request.targets))
     for target in targets:
         demand(target)
+    targets = adapted(targets, request)
     progress.stage("source", request.model)
     source = open_source(
         request.model, task=request.task, revision=request.revision, trust_remote_code=request.trust_remote_code

@@ -63,7 +63,8 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
         fast = numerics.fast or numerics.activations
         numerics = replace(numerics, activations="none" if request.activations == "none" else fast)
     sizes = _sizes(shared, target)
-    progress.stage(f"lower {name}", "fixed shapes" if sizes else "dynamic shapes")
+    fixed = sizes is not None and set(sizes) == set(shared.program.axes)
+    progress.stage(f"lower {name}", "fixed shapes" if fixed else "dynamic shapes")
     full = run_passes(shared.program, pipeline.yardstick(numerics.weights, numerics.activations)).program
     if shared.program.states and numerics.compute == torch.float16:
         seen = opening(shared.task, shared.source, full, shared.exam.given)
@@ -192,26 +193,33 @@ def _caches(request: Request, target: Target, program: Program) -> tuple[Pass, .
 
 def source_length(request: Request, program: Program) -> int:
     """Tokens that the encoder has read, in every check of the decoder, and where the decoder's shapes are fixed."""
-    return min(request.sequence_length or SOURCE_LENGTH, program.axes.get("source", (0, SOURCE_LENGTH))[1])
+    return min(max(request.lengths, default=SOURCE_LENGTH), program.axes.get("source", (0, SOURCE_LENGTH))[1])
 
 
 def _sizes(shared: Shared, target: Target) -> dict[str, int] | None:
-    """Fixed sizes for a target, or None where its shapes stay dynamic."""
+    """Fixed sizes for a target: of all dimensions, or of those that its artifact cannot leave open; None = of none."""
     request, can = shared.request, target.capabilities
     if shared.program.states:
         return None  # lengths grow from call to call
-    if request.dynamic and not can.dynamic_shapes:
+    axes = shared.program.axes
+    if not axes or (can.dynamic_shapes and request.dynamic is not False):
+        return None
+    open_ones = can.ranged & set(axes) if not shared.name else frozenset[str]()
+    if request.dynamic and not open_ones:
         raise PlanishError(
             f"{target.name} takes fixed shapes only", "--dynamic", "leave --dynamic out, or drop this target"
         )
-    dynamic = can.dynamic_shapes if request.dynamic is None else request.dynamic
-    axes = shared.program.axes
-    if dynamic or not axes:
-        return None
-    wanted = {"batch": can.batch, "sequence": request.sequence_length or can.sequence}
-    if request.sequence_length is None and "sequence" in axes:
+    if len(request.lengths) > 1 and "sequence" in axes and "sequence" not in open_ones:
+        raise PlanishError(
+            f"{target.name} takes one sequence length in an artifact",
+            f"--sequence-length {','.join(map(str, request.lengths))}",
+            "name one, or drop this target",
+        )
+    wanted = {"batch": can.batch, "sequence": max(request.lengths, default=can.sequence)}
+    if not request.lengths and "sequence" in axes:
         wanted["sequence"] = min(wanted["sequence"], axes["sequence"][1])
-    return {axis: wanted[axis] for axis in axes}
+    left = open_ones if request.dynamic or len(request.lengths) > 1 else frozenset()
+    return {axis: wanted[axis] for axis in axes if axis not in left}
 
 
 def _quality(shared: Shared, yardstick: Program, key: tuple[torch.dtype, str]) -> Verdict:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator
 
 # The longest wait that every platform's poll() takes (2**31 ms), rounded down.
 _LONGEST_TIMEOUT = 1_000_000.0
+Length = Annotated[int, Field(ge=1)]
 
 
 class Gates(BaseModel):
@@ -69,14 +70,23 @@ class Request(BaseModel):
     output: Path | None = Field(default=None, description="bundle to write (default: NAME-RECIPE.planish)")
     task: str | None = Field(default=None, description="task; inferred from the model when left out")
     revision: str | None = Field(default=None, description="hub revision (branch, tag or commit)")
-    sequence_length: int | None = Field(
-        default=None, ge=1, description="fixed sequence length, for targets with fixed shapes"
+    sequence_length: Length | tuple[Length, ...] | None = Field(
+        default=None,
+        description="fixed sequence length, for targets with fixed shapes; several: one artifact that takes each",
     )
     context: int | None = Field(
         default=None, ge=2, description="tokens that a language model's cache holds, where it is inside the artifact"
     )
     dynamic: bool | None = Field(
         default=None, description="keep shapes dynamic, where the target can (default: its own choice)"
+    )
+    minimum_ios: Literal[16, 17, 18] | None = Field(
+        default=None,
+        description="oldest iOS that a Core ML package opens on; 16: macOS 13, 18: macOS 15 (default: 18)",
+    )
+    ane: bool = Field(
+        default=False,
+        description="Core ML: forms that the Apple Neural Engine is said to prefer (not verified on hardware)",
     )
     trust_remote_code: bool = Field(default=False, description="run model code that the checkpoint brings along")
     logits: Literal["last", "all"] = Field(
@@ -90,3 +100,19 @@ class Request(BaseModel):
     timeout: float = Field(default=600.0, gt=0, le=_LONGEST_TIMEOUT, description="seconds until a runner is stopped")
     runner: dict[str, str] = Field(default_factory=dict, description="target -> command that runs its artifact")
     gates: Gates = Field(default_factory=Gates)
+
+    @field_validator("sequence_length")
+    @classmethod
+    def _ascending(cls, given: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        if not isinstance(given, tuple):
+            return given
+        lengths = tuple(sorted(set(given)))
+        if not lengths:
+            raise ValueError("name at least one length")
+        return lengths if len(lengths) > 1 else lengths[0]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Sequence lengths that were asked for, ascending; () when none was."""
+        given = self.sequence_length
+        return () if given is None else given if isinstance(given, tuple) else (given,)

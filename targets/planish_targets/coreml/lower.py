@@ -16,11 +16,15 @@ from planish_passes.fold import FoldConstants
 from planish_passes.infra import run_passes
 from planish_passes.program import Port, Program, module_path
 from planish_passes.specialise import Specialise
-from planish_targets.coreml import sdk
+from planish_targets.contract import Wishes
+from planish_targets.coreml import sdk, versions
 from planish_targets.coreml.audit import audited, indices, large_values
 from planish_targets.coreml.emit import Emitter, State
+from planish_targets.coreml.emit.channels_first import ChannelsFirst, pays
 from planish_targets.coreml.emit.emitter import mil_type
 from planish_targets.coreml.emit.naming import COMPRESSED, safe_name
+from planish_targets.coreml.emit.sizes import Size, shape_of
+from planish_targets.coreml.flexible import demand, flexible
 from planish_targets.coreml.positions import cut_to_context
 
 # coremltools' standard passes that are left out, each with its reason
@@ -38,6 +42,7 @@ REPLACED = {"common::add_fp16_cast": sdk.NARROW}
 
 NARROWED = "_cast_fp16"  # what coremltools' fp16 pass adds to names
 _SHOWN = ("linear", "matmul", "conv", "gather")
+NO_WISHES = Wishes()
 # Names of the functions of a language model's package; both share states and weights
 DECODE, PREFILL = "decode", "prefill"
 
@@ -59,18 +64,23 @@ class Written:
     values: dict[str, str] = field(default_factory=dict)
 
 
-def lower(program: Program, package: Path, chunks: Sequence[int] = ()) -> Written:
+def lower(program: Program, package: Path, chunks: Sequence[int] = (), wishes: Wishes = NO_WISHES) -> Written:
     """Write `package`.
 
     Args:
-        program: linear_q, embedding_q and attention kept; fixed shapes, or, with caches, an open "sequence".
+        program: linear_q, embedding_q and attention kept; fixed shapes, or an open "sequence".
         package: path of the .mlpackage to write.
-        chunks: numbers of tokens for which a program with an open "sequence" becomes a function.
+        chunks: numbers of tokens for which a program with caches and an open "sequence" becomes a function.
+        wishes: the oldest version that opens the package, lengths that it takes, forms for the Neural Engine.
 
     Raises:
-        PlanishError: an operator has no form in Core ML, a shape is dynamic, or coremltools is missing.
+        PlanishError: an operator has no form in Core ML or in that version, a shape is dynamic, or coremltools is
+            missing.
     """
-    kit = sdk.load()
+    ios = wishes.minimum_ios or versions.DEFAULT
+    versions.demand(program, ios, len(wishes.lengths) > 1)
+    demand(program, wishes.lengths)
+    kit = sdk.load(ios)
     with sdk.quiet(), torch.no_grad():
         mil_program, arrays = kit.mil.Program(), dict[str, Any]()
         program = cut_to_context(program)
@@ -80,17 +90,43 @@ def lower(program: Program, package: Path, chunks: Sequence[int] = ()) -> Writte
         for name, fixed in functions.items():
             shared = frozenset(program.weights) if len(functions) > 1 else frozenset()
             wide = frozenset(large) | indices(fixed)
-            emitters.append(Emitter(fixed, kit, arrays=arrays, shared=shared, large=wide))
-            mil_program.add_function(name, _build(fixed, emitters[-1], kit))
+            function, emitter = _built(fixed, kit, arrays, shared, wide, wishes.ane)
+            emitters.append(emitter)
+            mil_program.add_function(name, function)
         if len(functions) > 1:
             mil_program.default_function_name = DECODE
             mil_program.export_as_multifunction = True
-        _convert(mil_program, package, kit, frozenset().union(*(e.mb.kept for e in emitters)))
+        ports = [] if program.states else flexible(program, wishes.lengths, kit)
+        _convert(mil_program, package, kit, frozenset().union(*(e.mb.kept for e in emitters)), ports)
     notes = dict.fromkeys(note for e in emitters for note in e.notes)
     sizes = {name: _tokens(fixed) for name, fixed in functions.items()} if program.states else {}
     found = _found(mil_program, emitters[0].quantized)
     values = {} if program.states else _values(mil_program, program)
     return Written(found, (*notes, *audited(program, large)), sizes, values)
+
+
+def _built(
+    program: Program, kit: sdk.Sdk, arrays: dict[str, Any], shared: frozenset[str], wide: frozenset[str], ane: bool
+) -> tuple[Any, Emitter]:
+    """The function, and what emitted it: with channels first where that is asked for and moves less than it saves."""
+
+    def build(turned: bool) -> tuple[Any, Emitter]:
+        emitter = Emitter(program, kit, arrays=arrays, shared=shared, large=wide)
+        emitter.ane = ane
+        emitter.layout = ChannelsFirst(emitter) if turned else None
+        return _build(program, emitter, kit), emitter
+
+    if not ane or program.states:
+        return build(turned=False)
+    function, emitter = build(turned=True)
+    assert isinstance(emitter.layout, ChannelsFirst)
+    said = f"{emitter.layout.convolutions} linears as 1x1 convolutions need {emitter.layout.turns} transposes"
+    if pays(emitter.layout):
+        emitter.note(f"channels first: {said}")
+        return function, emitter
+    function, emitter = build(turned=False)
+    emitter.note(f"not channels first: {said}")
+    return function, emitter
 
 
 def _functions(program: Program, chunks: Sequence[int]) -> dict[str, Program]:
@@ -117,7 +153,7 @@ def _tokens(program: Program) -> int:
     return size
 
 
-def _convert(mil_program: Any, package: Path, kit: sdk.Sdk, wide: frozenset[str]) -> None:
+def _convert(mil_program: Any, package: Path, kit: sdk.Sdk, wide: frozenset[str], ports: list[Any]) -> None:
     pipeline = kit.ct.PassPipeline.DEFAULT
     pipeline.passes = [*(REPLACED.get(name, name) for name in pipeline.passes if name not in SKIPPED), sdk.SHARE]
     pipeline.set_options(sdk.NARROW, {"wide": wide})
@@ -125,45 +161,44 @@ def _convert(mil_program: Any, package: Path, kit: sdk.Sdk, wide: frozenset[str]
         mil_program,
         source="milinternal",
         convert_to="mlprogram",
-        minimum_deployment_target=kit.ct.target.iOS18,
+        minimum_deployment_target=kit.version,
         compute_precision=kit.ct.precision.FLOAT16,
         pass_pipeline=pipeline,
         skip_model_load=True,
         package_dir=str(package),
+        **({"inputs": ports} if ports else {}),
     )
 
 
 def _build(program: Program, emitter: Emitter, kit: sdk.Sdk) -> Any:
-    if program.axes:
-        raise PlanishError(
-            f"dimensions {', '.join(program.axes)} are dynamic",
-            f"program {program.name!r}",
-            "fix them: pass sizes to for_target",
-        )
     inner = _states(program)
-    ports = {safe_name(p.name): _placeholder(p, p.name in inner, kit) for p in program.inputs}
     weights = program.weight_names()
-    with kit.mil.Function(ports, opset_version=kit.ct.target.iOS18) as function:
-        given = iter(program.inputs)
+    given = [n for n in program.graph.nodes if n.op == "placeholder" and n.name not in weights]
+    ports = {
+        safe_name(p.name): _placeholder(p, shape_of(n), p.name in inner, kit)
+        for p, n in zip(program.inputs, given, strict=True)
+    }
+    with kit.mil.Function(ports, opset_version=kit.version) as function:
+        for port, node in zip(program.inputs, given, strict=True):
+            value = function.inputs[safe_name(port.name)]
+            if port.name in inner:
+                emitter.states[node.name] = State(value, inner[port.name])
+            else:
+                emitter.sizes.declare(value)
+                emitter.mb.start(node.name)
+                emitter.bind(node, emitter.cast(value, port.dtype))
         for node in program.graph.nodes:
-            if node.op == "placeholder" and node.name not in weights:
-                port = next(given)
-                value = function.inputs[safe_name(port.name)]
-                if port.name in inner:
-                    emitter.states[node.name] = State(value, inner[port.name])
-                else:
-                    emitter.bind(node, emitter.cast(value, port.dtype))
-            elif node.op == "call_function":
+            if node.op == "call_function":
                 emitter.emit(node)
         _check_states(emitter)
         function.set_outputs(_outputs(program, emitter, kit))
     return function
 
 
-def _placeholder(port: Port, state: bool, kit: sdk.Sdk) -> Any:
+def _placeholder(port: Port, shape: Sequence[Size], state: bool, kit: sdk.Sdk) -> Any:
     if state:
-        return kit.mb.state_tensor_placeholder(shape=port.shape, dtype=kit.types.fp16)
-    return kit.mb.placeholder(shape=port.shape, dtype=_port_type(port, kit), name=port.name)
+        return kit.mb.state_tensor_placeholder(shape=shape, dtype=kit.types.fp16)
+    return kit.mb.placeholder(shape=shape, dtype=_port_type(port, kit), name=port.name)
 
 
 def _states(program: Program) -> dict[str, str]:
@@ -229,7 +264,7 @@ def _values(mil_program: Any, program: Program) -> dict[str, str]:
     """Which values of the package are results of nodes: those of the name and the shape that their emitter gave."""
     # Norms have an fp16 epsilon (see attributes.py); through the rest, transposes may have moved.
     shapes = {
-        safe_name(f"{n.name}__"): (n.name, tuple(n.meta["val"].shape))
+        safe_name(f"{n.name}__"): (n.name, shape_of(n))
         for n in program.graph.nodes
         if n.op == "call_function" and isinstance(n.meta.get("val"), torch.Tensor)
     }

@@ -8,7 +8,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -33,6 +33,7 @@ class Sdk:
         torch_ops: coremltools' own converters of torch operators.
         torch_nodes: module with the node form that those converters take.
         torch_context: module with the name table that those converters read and write.
+        version: the oldest version of iOS that packages are for (`ct.target`).
     """
 
     ct: Any
@@ -42,15 +43,24 @@ class Sdk:
     torch_ops: Any
     torch_nodes: Any
     torch_context: Any
+    version: Any
 
 
-@cache
-def load() -> Sdk:
+def load(ios: int = 18) -> Sdk:
     """Import coremltools (a few seconds, once).
+
+    Args:
+        ios: the oldest version that packages are for.
 
     Raises:
         PlanishError: it is not installed.
     """
+    kit = _load()
+    return replace(kit, version=getattr(kit.ct.target, f"iOS{ios}"))
+
+
+@cache
+def _load() -> Sdk:
     base = "coremltools.converters.mil"
     try:
         with quiet(every_logger=True):  # it imports torchao, which reports each kernel library that it lacks
@@ -68,7 +78,7 @@ def load() -> Sdk:
         raise PlanishError(
             f"{problem.name} is not installed", "the Core ML target", "pip install 'planish[coreml]'"
         ) from problem
-    return Sdk(ct, mil.Builder, mil, mil.types, torch_ops, torch_nodes, torch_context)
+    return Sdk(ct, mil.Builder, mil, mil.types, torch_ops, torch_nodes, torch_context, ct.target.iOS18)
 
 
 def _register_narrow(registry: Any, quantization: Any) -> None:

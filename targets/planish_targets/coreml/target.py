@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
+from planish_passes.errors import PlanishError
 from planish_passes.infra import Pass
 from planish_passes.palette import Palette
 from planish_passes.program import Program
@@ -24,6 +25,7 @@ from planish_targets.contract import (
     Recipe,
     Runner,
     Unavailable,
+    Wishes,
 )
 
 _PACKAGE = "model.mlpackage"
@@ -33,7 +35,9 @@ _CAPABILITIES = Capabilities(
     bits=frozenset({4, 8}),
     caches=True,
     resident=2048,
+    ranged=frozenset({"sequence"}),
 )
+_NO_WISHES = Wishes()
 # Tokens of one call: one function decodes, one takes prompts. Both share states and weights.
 CHUNKS = (1, 64)
 
@@ -47,6 +51,19 @@ class CoreMLTarget:
     requires: Mapping[str, str] = field(default_factory=lambda: {"coremltools": ">=9.0,<10"})
     extra: str = "coreml"
     capabilities: Capabilities = _CAPABILITIES
+    wishes: Wishes = _NO_WISHES
+
+    def adapted(self, wishes: Wishes) -> CoreMLTarget:
+        """See contract.Adapts."""
+        if not wishes.ane:
+            return replace(self, wishes=wishes)
+        if wishes.lengths:
+            raise PlanishError(
+                "flexible shapes are said to leave the Neural Engine (github.com/apple/coremltools/issues/1764)",
+                "--ane with several lengths",
+                "name one --sequence-length, or leave --ane out",
+            )
+        return replace(self, wishes=wishes, capabilities=replace(self.capabilities, ranged=frozenset()))
 
     def numerics(self, recipe: Recipe) -> Numerics:
         """fp16 weights and activations; activations are not quantised."""
@@ -59,8 +76,9 @@ class CoreMLTarget:
     def lower(self, program: Program, into: Path, recipe: Recipe) -> Artifact:
         """Write model.mlpackage. See `planish_targets.coreml.lower`."""
         from planish_targets.coreml.lower import lower, modules
+        from planish_targets.coreml.versions import DEFAULT, spoken
 
-        written = lower(program, into / _PACKAGE, CHUNKS)
+        written = lower(program, into / _PACKAGE, CHUNKS, self.wishes)
         states = {name for pair in program.states for name in pair}
         options: dict[str, object] = {
             "inputs": [p.name for p in program.inputs if p.name not in states],
@@ -69,7 +87,10 @@ class CoreMLTarget:
             "weights": written.weights,
             "modules": modules(program),
             "values": written.values,
+            "opens_on": spoken(self.wishes.minimum_ios or DEFAULT),
         }
+        if program.axes and self.wishes.lengths:
+            options["lengths"] = self.wishes.lengths
         if states:
             options["context"] = next(p.shape[2] for p in program.inputs if p.name in states)
             options["functions"] = written.functions

@@ -36,11 +36,11 @@ def read_palettes(artifact: Artifact) -> dict[str, Palette]:
 
 def _palette(blob: mil.QuantizedBlob, where: str) -> Palette:
     assert blob.lut is not None
-    groups, across, entries, width = blob.lut.shape
-    if (across, width) != (1, 1):
+    groups, *across, entries, width = blob.lut.shape
+    if set(across) | {width} != {1}:
         what = f"tables of {blob.name} are not for groups of rows: {list(blob.lut.shape)}"
         raise PlanishError(what, where, "compile the model again")
-    return Palette(blob.data, blob.lut.to(torch.float32).view(groups, entries))
+    return Palette(blob.data.flatten(1), blob.lut.to(torch.float32).view(groups, entries))
 
 
 def _stored(artifact: Artifact) -> dict[str, mil.QuantizedBlob]:
@@ -55,10 +55,17 @@ def _stored(artifact: Artifact) -> dict[str, mil.QuantizedBlob]:
 
 def _quantized(blob: mil.QuantizedBlob) -> QuantizedTensor:
     assert blob.scale is not None
-    groups, columns = blob.scale.shape[1], blob.data.shape[1]
+    scale, offset = blob.scale, blob.offset
+    if blob.op_type == "constexpr_affine_dequantize":  # one number per channel, or one zero point for all
+        assert offset is not None
+        scale = scale.reshape(-1, 1)
+        offset = offset.reshape(-1, 1) if bool(offset.any()) else None
+    data, scale, offset = (None if t is None else t.flatten(1) for t in (blob.data, scale, offset))
+    assert data is not None and scale is not None
+    groups, columns = scale.shape[1], data.shape[1]
     bits = int(blob.dtype.removeprefix("int").removeprefix("u"))
-    format = WeightFormat(bits=bits, group=0 if groups == 1 else columns // groups, symmetric=blob.offset is None)
-    return QuantizedTensor(blob.data, blob.scale.to(torch.float32), blob.offset, format)
+    format = WeightFormat(bits=bits, group=0 if groups == 1 else columns // groups, symmetric=offset is None)
+    return QuantizedTensor(data, scale.to(torch.float32), offset, format)
 
 
 def inspect(path: Path) -> dict[str, object] | None:

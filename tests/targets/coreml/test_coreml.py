@@ -338,8 +338,8 @@ def test_an_operator_without_a_form_is_refused_by_name(tmp_path: Path) -> None:
     assert "emitter" in caught.value.hint
 
 
-def test_dynamic_shapes_are_refused(shared_bert: Callable[[Recipe], Program], tmp_path: Path) -> None:
-    with pytest.raises(PlanishError, match="sequence"):
+def test_an_open_batch_is_refused(shared_bert: Callable[[Recipe], Program], tmp_path: Path) -> None:
+    with pytest.raises(PlanishError, match="dimensions batch are dynamic"):
         TARGET.lower(shared_bert(FLOAT), tmp_path, FLOAT)
 
 

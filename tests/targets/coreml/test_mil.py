@@ -1107,6 +1107,25 @@ def test_flexible_dimensions_follow_the_declared_range(flexible: Path) -> None:
             loaded.run({"x": randn(1, length, 8)})
 
 
+def test_shapes_that_an_input_names_are_the_only_ones_that_it_takes(tmp_path: Path) -> None:
+    model = ct.convert(
+        torch.jit.trace(Two().eval(), torch.zeros(1, 4, 8)),
+        inputs=[ct.TensorType("x", shape=ct.EnumeratedShapes(shapes=[[1, 4, 8], [1, 6, 8]]))],
+        outputs=[ct.TensorType("y")],
+        convert_to="mlprogram",
+        compute_precision=ct.precision.FLOAT32,
+        skip_model_load=True,
+    )
+    model.save(str(tmp_path / "named.mlpackage"))
+    loaded = mil.load(tmp_path / "named.mlpackage")
+    for length in (4, 6):
+        x = randn(1, length, 8)
+        torch.testing.assert_close(loaded.run({"x": x})["y"], Two()(x).detach())
+    with pytest.raises(PlanishError, match="its shape is") as caught:
+        loaded.run({"x": randn(1, 5, 8)})
+    assert "(1, 4, 8), (1, 6, 8)" in caught.value.hint
+
+
 def test_inputs_are_checked_by_name_shape_and_value(flexible: Path) -> None:
     loaded = mil.load(flexible)
     for wrong in ({}, {"z": X}, {"x": X, "z": X}):

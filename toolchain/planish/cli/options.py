@@ -123,3 +123,18 @@ def check_commands(commands: Mapping[str, str]) -> None:
         fault = command_fault(command)
         if fault:
             raise PlanishError(f"The command of {name} {fault}.", "--runner", "write it as in a shell")
+
+
+def whole(given: str | None, option: str) -> int | tuple[int, ...] | None:
+    """A number, or several with commas between them.
+
+    Raises:
+        typer.BadParameter: one is not a whole number.
+    """
+    if given is None:
+        return None
+    try:
+        found = tuple(int(part) for part in given.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{given!r} is not N or N,N,...", param_hint=option) from None
+    return found if len(found) > 1 else found[0]

@@ -38,15 +38,19 @@ def batches(samples: Sequence[Sample], ports: Sequence[Port], pad: int, budget: 
 
 
 def edge_cases(samples: Sequence[Sample], ports: Sequence[Port], pad: int, longest: int) -> list[Case]:
-    """Dynamic shapes: the shortest, a middle one, a padded batch of mixed lengths, the maximum length."""
+    """Dynamic shapes: the shortest, a middle one, a padded batch of mixed lengths, the maximum length.
+
+    Where the batch is fixed, the middle one alone is padded.
+    """
     ordered = sorted(samples, key=_length)
     short, middle, long = ordered[0], ordered[len(ordered) // 2], ordered[-1]
     mixed = [short, ordered[-2], middle]
+    rows = mixed if isinstance(ports[0].shape[0], str) else [middle]
     cases = [
         _case("short", [short], ports, pad, _length(short)),
         _case("middle", [middle], ports, pad, _length(middle)),
     ]
-    cases.append(_case("padded", mixed, ports, pad, max(map(_length, mixed))))
+    cases.append(_case("padded", rows, ports, pad, max(map(_length, mixed))))
     if _length(long) > 0:
         reach = min(_length(long), longest)
         cases.append(_case("longest", [_cut(long, reach)], ports, pad, reach))
@@ -65,6 +69,16 @@ def fixed_cases(samples: Sequence[Sample], ports: Sequence[Port], pad: int, limi
         group = [_cut(chosen[(number + k) % len(chosen)], length) for k in range(batch)]
         cases.append(_case(f"sample{number}", group, ports, pad, length))
     return cases
+
+
+def named_cases(samples: Sequence[Sample], ports: Sequence[Port], pad: int, lengths: Sequence[int]) -> list[Case]:
+    """Lengths that an artifact names: for each, the longest sample (cut to it) and the shortest (padded)."""
+    ordered = sorted(samples, key=_length)
+    return [
+        _case(f"{name}{length}", [_cut(sample, length)], ports, pad, length)
+        for length in lengths
+        for name, sample in (("filled", ordered[-1]), ("padded", ordered[0]))
+    ]
 
 
 def _sequence(ports: Sequence[Port]) -> int:

@@ -12,7 +12,7 @@ from planish.recipes import RecipeSpec
 from planish.request import Gates
 from planish.tasks.base import Sample
 from planish.verdict import Drift, NotRun, Verdict
-from planish.verify.cases import Case, batches, edge_cases, fixed_cases
+from planish.verify.cases import Case, batches, edge_cases, fixed_cases, named_cases
 from planish.verify.compare import Outputs
 from planish.verify.diverge import module_outputs
 from planish.verify.drift import from_model
@@ -105,6 +105,9 @@ class EncoderExam:
 
     def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> list[Case]:
         """See Exam."""
+        if form.axes and (lengths := artifact.options.get("lengths")):
+            assert isinstance(lengths, (tuple, list))
+            return named_cases(self.samples, form.inputs, self.pad, [int(n) for n in lengths])
         if form.axes:
             return edge_cases(self.samples, form.inputs, self.pad, form.axes.get("sequence", (0, 0))[1])
         return fixed_cases(self.samples, form.inputs, self.pad)

@@ -1,6 +1,7 @@
 """Emitters: ATen and planish operators to MIL. What has none here goes through coremltools' own converters."""
 
 from planish_targets.coreml.emit import (  # noqa: F401  (for their registrations)
+    create,
     decoder,
     elementwise,
     indexing,

@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from planish_passes.ranges import range_of
-from planish_targets.coreml.emit.emitter import Emitter, arguments, emits, shape_of
+from planish_targets.coreml.emit.emitter import Emitter, arguments, emits
 from planish_targets.coreml.emit.naming import Var
 from planish_targets.coreml.emit.network import attend, stored_epsilon
+from planish_targets.coreml.emit.sizes import shape_of
 
 # Squares and their means stay well inside fp16 between these bounds: 128^2 is a quarter of its largest number, and
 # means of x^2 from 2^-8 on leave 64 times the smallest normal number to rows that are smaller than what was seen.
@@ -96,11 +97,11 @@ def rope(e: Emitter, node: fx.Node) -> Var:
     given = arguments(node)
     x, half = e.value(given["x"]), shape_of(given["cos"])[1]
     size = list(x.shape)
-    turned = x if size[-1] == 2 * half else e.mb.slice_by_size(x=x, begin=[0] * 4, size=[*size[:3], 2 * half])
+    turned = x if size[-1] == 2 * half else e.mb.slice_by_size(x=x, begin=[0] * 4, size=[-1, -1, -1, 2 * half])
     turned = (_neighbours if given["interleaved"] else _halves)(e, turned, given)
     if size[-1] == 2 * half:
         return e.mb.identity(x=turned, name=node.name)
-    rest = e.mb.slice_by_size(x=x, begin=[0, 0, 0, 2 * half], size=[*size[:3], size[-1] - 2 * half])
+    rest = e.mb.slice_by_size(x=x, begin=[0, 0, 0, 2 * half], size=[-1] * 4)
     return e.mb.concat(values=[turned, rest], axis=-1, name=node.name)
 
 
@@ -119,12 +120,12 @@ def _neighbours(e: Emitter, x: Var, given: dict[str, Any]) -> Var:
     cos, sin = _rows(e, given, "cos"), _rows(e, given, "sin")
     size = list(x.shape)
     a, b = (
-        e.mb.slice_by_index(x=x, begin=[0, 0, 0, first], end=size, stride=[1, 1, 1, 2], end_mask=[True] * 4)
+        e.mb.slice_by_index(x=x, begin=[0, 0, 0, first], end=[0] * 4, stride=[1, 1, 1, 2], end_mask=[True] * 4)
         for first in (0, 1)
     )
     real = e.mb.sub(x=e.mb.mul(x=a, y=cos), y=e.mb.mul(x=b, y=sin))
     imaginary = e.mb.add(x=e.mb.mul(x=b, y=cos), y=e.mb.mul(x=a, y=sin))
-    return e.mb.reshape(x=e.mb.stack(values=[real, imaginary], axis=-1), shape=size)
+    return e.sizes.reshape(e.mb.stack(values=[real, imaginary], axis=-1), size)
 
 
 def _rows(e: Emitter, given: dict[str, Any], name: str) -> Var:
@@ -133,8 +134,13 @@ def _rows(e: Emitter, given: dict[str, Any], name: str) -> Var:
     batch, count = shape_of(positions)
 
     def look_up() -> Var:
+        if e.ane and batch == 1 and positions.op == "placeholder":  # slots, one behind the other (see resident.py)
+            first = e.mb.slice_by_size(x=e.mb.reshape(x=e.value(positions), shape=[count]), begin=[0], size=[1])
+            begin = e.mb.concat(values=[first, np.zeros(1, np.int32)], axis=0)
+            found = e.mb.slice_by_size(x=e.value(table), begin=begin, size=[count, shape_of(table)[1]])
+            return e.mb.reshape(x=found, shape=[1, 1, count, shape_of(table)[1]])
         found = e.mb.gather(x=e.value(table), indices=e.value(positions), axis=0)
-        return e.mb.reshape(x=found, shape=[batch, 1, count, shape_of(table)[1]])
+        return e.sizes.reshape(found, [batch, 1, count, shape_of(table)[1]])
 
     return e.once(("rows", positions, table), look_up)
 

@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from planish_passes.program import op_name
-from planish_targets.coreml.emit.emitter import Emitter, arguments, dtype_of, emits, mil_type, shape_of
+from planish_targets.coreml.emit.emitter import Emitter, arguments, dtype_of, emits, mil_type
 from planish_targets.coreml.emit.naming import Var
+from planish_targets.coreml.emit.sizes import shape_of
 
 _BINARY = {"aten.mul": "mul", "aten.maximum": "maximum", "aten.minimum": "minimum", "aten.pow": "pow"}
 _COMPARISONS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -14,10 +14,12 @@ from torch import fx
 from planish_passes.errors import PlanishError
 from planish_passes.program import Program, module_path, op_name
 from planish_targets.coreml.emit.naming import Naming, State, Var
+from planish_targets.coreml.emit.sizes import Size, Sizes, fixed, is_size, size_of
 from planish_targets.coreml.sdk import HALF_MAX, Sdk
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+_KERNEL = ".kernel"  # behind the names of weights of 1x1 convolutions
 OPS: dict[str, Callable[[Emitter, fx.Node], Any]] = {}
 
 
@@ -29,6 +31,18 @@ def emits(*names: str) -> Callable[[Callable[[Emitter, fx.Node], Any]], Callable
         return emitter
 
     return register
+
+
+class Layout(Protocol):
+    """Another layout of values, which some nodes have a form in (`channels_first`)."""
+
+    def emit(self, node: fx.Node) -> bool:
+        """Emit a node in it; False when the node has no such form."""
+        ...
+
+    def back(self, node: fx.Node) -> Var | None:
+        """A value that exists in it only, in its own layout; None for other nodes."""
+        ...
 
 
 class Emitter:
@@ -43,6 +57,10 @@ class Emitter:
         arrays: weights that were read already, by name; functions of one package share it.
         shared: names of the weights that all these functions have.
         large: names of nodes whose values fp16 cannot be trusted to hold; their operations stay fp32.
+
+    Attributes:
+        layout: tried for each node first; None = none.
+        ane: forms that the Apple Neural Engine is said to prefer, where there is a choice.
     """
 
     def __init__(
@@ -56,6 +74,7 @@ class Emitter:
     ) -> None:
         self.program = program
         self.mb = Naming(sdk.mb)
+        self.sizes = Sizes(self.mb, self._no_size)
         self.types = sdk.types
         self.notes: list[str] = []
         self.quantized: dict[str, str] = {}  # MIL name of a decompressed weight -> weight name
@@ -67,6 +86,10 @@ class Emitter:
         self._names = program.weight_names()
         self._weights: dict[str, Var] = {}
         self._once: dict[Hashable, Var] = {}
+        self._node: fx.Node | None = None
+        self._instead: dict[str, Var] = {}
+        self.layout: Layout | None = None
+        self.ane = False
         frontend = sdk.torch_context.TorchFrontend.TORCHEXPORT
         self._table = sdk.torch_context.TranscriptionContext(frontend=frontend)
 
@@ -80,10 +103,15 @@ class Emitter:
         Raises:
             PlanishError: no form in Core ML; names the operator and its source module.
         """
+        if is_size(node):
+            return  # it is computed where it is used
         emitter = OPS.get(op_name(node))
         self.mb.start(node.name)
+        self._node = node
         self.mb.wide = node.name in self.large
         try:
+            if self.layout is not None and self.layout.emit(node):
+                return
             if emitter is not None:
                 self.bind(node, emitter(self, node))
             else:
@@ -106,6 +134,15 @@ class Emitter:
         finally:
             self.mb.wide = before
 
+    @contextmanager
+    def instead(self, values: dict[str, Var]) -> Iterator[None]:
+        """While a node is emitted, other values for the nodes of these names."""
+        self._instead = values
+        try:
+            yield
+        finally:
+            self._instead = {}
+
     def once(self, key: Hashable, build: Callable[[], Var]) -> Var:
         """A value that several nodes compute from the same things (masks, angles): the first one's."""
         if key not in self._once:
@@ -121,21 +158,37 @@ class Emitter:
             "planish_targets/coreml/emit",
         )
 
+    def _no_size(self, reason: str) -> PlanishError:
+        assert self._node is not None
+        return self.refusal(self._node, reason)
+
     def value(self, argument: Any) -> Var:
         """The MIL value of a node; weights become constants on first use."""
         assert isinstance(argument, fx.Node), f"{argument!r} is not a tensor"
+        if argument.name in self._instead:
+            return self._instead[argument.name]
         if argument.name not in self._table:
-            if argument.name in self._names:
+            turned = None if self.layout is None else self.layout.back(argument)
+            if turned is not None:
+                self.bind(argument, turned)
+            elif is_size(argument):
+                self.bind(argument, self.mb.identity(x=self.sizes.scalar(size_of(argument))))
+            elif argument.name in self._names:
                 self.bind(argument, self.weight(self._names[argument.name]))
             elif argument.name in self.states:
                 raise self.refusal(argument, "a whole cache is read before it is written")
         return self._table[argument.name]
 
-    def weight(self, name: str) -> Var:
-        """A weight as an fp32, int32 or bool constant (int8 stays int8)."""
-        if name not in self._weights:
-            self._weights[name] = self.mb.const(val=self._array(name, self._numpy), name=name)
-        return self._weights[name]
+    def weight(self, name: str, kernel: bool = False) -> Var:
+        """A weight as an fp32, int32 or bool constant (int8 stays int8).
+
+        Args:
+            kernel: [N, K, 1, 1], as 1x1 convolutions want it.
+        """
+        key = name + _KERNEL * kernel
+        if key not in self._weights:
+            self._weights[key] = self.mb.const(val=_spatial(self._array(name, self._numpy), kernel), name=key)
+        return self._weights[key]
 
     def weight_name(self, argument: fx.Node) -> str:
         """Name of the weight that a node stands for."""
@@ -145,7 +198,9 @@ class Emitter:
         """The values of a node that is a constant in MIL, else None."""
         return self.value(argument).val  # type: ignore[no-any-return]
 
-    def decompressed(self, name: str, values: str, scales: str, zeros: str | None, bits: int) -> Var:
+    def decompressed(
+        self, name: str, values: str, scales: str, zeros: str | None, bits: int, kernel: bool = False
+    ) -> Var:
         """A quantised weight: integers and fp16-exact scales behind a constexpr operation.
 
         Args:
@@ -154,37 +209,52 @@ class Emitter:
             scales: name of the scales [N, G]; G divides K.
             zeros: name of the zero points [N, G]; None = symmetric.
             bits: width of the integers: 4 or 8.
+            kernel: [N, K, 1, 1], as 1x1 convolutions want it.
         """
-        if name not in self._weights:
+        key = name + _KERNEL * kernel
+        if key not in self._weights:
             given = {
                 "data": self._array(values, lambda t, _: self._integers(t, bits)),
                 "scale": self._array(scales, lambda t, _: t.to(torch.float32).numpy()),
             }
             if zeros is not None:
                 given["offset"] = self._array(zeros, lambda t, _: self._integers(t, bits))
-            self._weights[name] = self.mb.constexpr_blockwise_shift_scale(**given, name=name)
-            self.quantized[name] = name
-        return self._weights[name]
+            self._weights[key] = self._blockwise(key, **{k: _spatial(a, kernel) for k, a in given.items()})
+            self.quantized[key] = name
+        return self._weights[key]
 
-    def looked_up(self, name: str, indices: str, tables: str) -> Var:
+    def _blockwise(self, name: str, data: Array, scale: Array, offset: Array | None = None) -> Var:
+        if self._sdk.version >= self._sdk.ct.target.iOS18:
+            zeros = {} if offset is None else {"offset": offset}
+            return self.mb.constexpr_blockwise_shift_scale(data=data, scale=scale, **zeros, name=name)
+        # before: one scale per output channel (see versions.demand)
+        zero = np.int8(0) if offset is None else offset.reshape(-1)
+        return self.mb.constexpr_affine_dequantize(
+            quantized_data=data, zero_point=zero, scale=scale.reshape(-1), axis=np.int32(0), name=name
+        )
+
+    def looked_up(self, name: str, indices: str, tables: str, kernel: bool = False) -> Var:
         """A weight as tables and indices into them, behind a constexpr operation.
 
         Args:
             name: weight name, without suffix.
             indices: name of the indices [N, K].
             tables: name of the tables [G, E]; G divides N, E is 2, 4, 16, 64 or 256.
+            kernel: [N, K, 1, 1], as 1x1 convolutions want it.
         """
-        if name not in self._weights:
+        key = name + _KERNEL * kernel
+        if key not in self._weights:
             found = self._array(tables, lambda t, _: t.to(torch.float32).numpy())
             bits = int(found.shape[1]).bit_length() - 1
             element = getattr(self.types, f"np_uint{bits}_dtype") if bits < 8 else np.uint8
-            self._weights[name] = self.mb.constexpr_lut_to_dense(
-                indices=self._array(indices, lambda t, _: t.numpy().astype(element)),
-                lut=found.reshape(found.shape[0], 1, found.shape[1], 1),
-                name=name,
+            groups, entries = found.shape
+            self._weights[key] = self.mb.constexpr_lut_to_dense(
+                indices=_spatial(self._array(indices, lambda t, _: t.numpy().astype(element)), kernel),
+                lut=found.reshape(groups, *(1, 1, 1)[: 3 if kernel else 1], entries, 1),
+                name=key,
             )
-            self.quantized[name] = name
-        return self._weights[name]
+            self.quantized[key] = name
+        return self._weights[key]
 
     def _integers(self, tensor: torch.Tensor, bits: int) -> Array:
         if bits not in (4, 8):
@@ -231,15 +301,15 @@ class Emitter:
             return var
         return self.mb.cast(x=var, dtype=kind, **({"name": name} if name else {}))
 
-    def broadcast(self, var: Var, shape: Iterable[int], name: str | None = None) -> Var:
+    def broadcast(self, var: Var, shape: Iterable[Size], name: str | None = None) -> Var:
         """Repeat dimensions of size 1, and add leading ones, up to `shape`."""
         wanted = tuple(shape)
         named = {"name": name} if name else {}
         given = (1,) * (len(wanted) - len(var.shape)) + tuple(var.shape)
         if given != tuple(var.shape):
-            var = self.mb.reshape(x=var, shape=given)
-        repeats = [w // g if g else 1 for w, g in zip(wanted, given, strict=True)]
-        return var if set(repeats) <= {1} else self.mb.tile(x=var, reps=repeats, **named)
+            var = self.sizes.reshape(var, given)
+        repeats = [1 if w == g or g == 0 else w if g == 1 else w // g for w, g in zip(wanted, given, strict=True)]
+        return var if set(repeats) <= {1} else self.mb.tile(x=var, reps=self.sizes.vector(repeats), **named)
 
     def _numpy(self, tensor: torch.Tensor, name: str) -> Array:
         if tensor.is_floating_point():
@@ -272,9 +342,26 @@ class Emitter:
         expected, result = node.meta["val"], self._table[node.name]
         several = isinstance(expected, (tuple, list))
         pairs = zip(expected, result, strict=False) if several else [(expected, result)]
-        for want, have in pairs:
-            if isinstance(want, torch.Tensor) and have is not None and tuple(have.shape) != tuple(want.shape):
-                raise self.refusal(node, f"it came out with shape {tuple(have.shape)}, expected {tuple(want.shape)}")
+        settled = [self._settled(node, want, have) for want, have in pairs]
+        if any(new is not old for new, old in zip(settled, result if several else [result], strict=False)):
+            self.bind(node, tuple(settled) if several else settled[0])
+
+    def _settled(self, node: fx.Node, want: Any, have: Any) -> Any:
+        """The result, with a shape that MIL could not infer written down; refused when its shape is another."""
+        if not isinstance(want, torch.Tensor) or have is None:
+            return have
+        shape = tuple(size_of(s) for s in want.shape)
+        if tuple(have.shape) == shape:
+            return have
+        pairs = list(zip(have.shape, shape, strict=False))
+        if len(have.shape) != len(shape) or any(h != w for h, w in pairs if fixed([h]) or fixed([w])):
+            raise self.refusal(node, f"it came out with shape {tuple(have.shape)}, expected {shape}")
+        # of a slice of known size MIL knows the shape
+        return self.mb.slice_by_size(x=have, begin=[0] * len(shape), size=self.sizes.vector(shape))
+
+
+def _spatial(matrix: Array, kernel: bool) -> Array:
+    return matrix[:, :, None, None] if kernel else matrix
 
 
 def mil_type(dtype: torch.dtype) -> str:
@@ -290,11 +377,6 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     schema = node.target._schema.arguments
     given = dict(zip((a.name for a in schema), node.args, strict=False)) | dict(node.kwargs)
     return {a.name: given.get(a.name, a.default_value) for a in schema}
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """The fixed shape of a node's result."""
-    return tuple(int(s) for s in node.meta["val"].shape)
 
 
 def dtype_of(node: fx.Node) -> torch.dtype:

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import fx
 
-from planish_targets.coreml.emit.emitter import Emitter, arguments, dtype_of, emits, mil_type, shape_of
+from planish_targets.coreml.emit.emitter import Emitter, arguments, dtype_of, emits, mil_type
 from planish_targets.coreml.emit.naming import Var
+from planish_targets.coreml.emit.sizes import Size, broadcast_shape, shape_of
 
 
 @emits("aten.embedding")
 def embedding(e: Emitter, node: fx.Node) -> Var:
     """Rows of a table. Ids come from a tokenizer: not negative."""
     given = arguments(node)
-    return e.mb.gather(x=e.value(given["weight"]), indices=e.value(given["indices"]), axis=0, name=node.name)
+    return look_up(e, e.value(given["weight"]), given["indices"], node.name)
 
 
 @emits("planish.embedding_q")
@@ -29,8 +30,17 @@ def embedding_q(e: Emitter, node: fx.Node) -> Var:
         "quantised embedding tables are compressed constants behind a gather; whether Core ML expands them in memory "
         "when it loads the model can only be seen on a device"
     )
-    table = quantized_weight(e, given)
-    return e.mb.gather(x=table, indices=e.value(given["ids"]), axis=0, name=node.name)
+    return look_up(e, quantized_weight(e, given), given["ids"], node.name)
+
+
+def look_up(e: Emitter, table: Var, ids: fx.Node, name: str) -> Var:
+    """Rows of a table; of constant ids one behind the other a slice, where gathers are to be avoided."""
+    indices = e.value(ids)
+    known = None if indices.val is None else indices.val.reshape(-1)
+    if not e.ane or known is None or not np.array_equal(known, known[0] + np.arange(len(known))):
+        return e.mb.gather(x=table, indices=indices, axis=0, name=name)
+    rows = e.mb.slice_by_size(x=table, begin=[int(known[0]), 0], size=[len(known), -1])
+    return e.mb.reshape(x=rows, shape=[*indices.shape, table.shape[1]], name=name)
 
 
 @emits("aten.index_select")
@@ -66,7 +76,7 @@ def index(e: Emitter, node: fx.Node) -> Var:
         return _gather(e, x, _positions(e, positions, shape[axis]), axis, node)
     if [axis for axis, _ in used] != list(range(len(used))):
         raise e.refusal(node, "several index tensors that do not start at the first axis")
-    common = np.broadcast_shapes(*(shape_of(i) for _, i in used))
+    common = broadcast_shape(shape_of(i) for _, i in used)
     columns = [e.broadcast(_positions(e, i, shape[axis]), common) for axis, i in used]
     points = e.mb.stack(values=columns, axis=-1)
     return _as_numbers(e, x, node, lambda v, **kw: e.mb.gather_nd(x=v, indices=points, **kw))
@@ -83,12 +93,12 @@ def _as_numbers(e: Emitter, x: Var, node: fx.Node, build: Any) -> Var:
     return e.cast(build(e.cast(x, torch.int32)), torch.bool, node.name)
 
 
-def _positions(e: Emitter, indices: fx.Node, size: int | None) -> Var:
+def _positions(e: Emitter, indices: fx.Node, size: Size | None) -> Var:
     """Index values, counted from the start: MIL does not know negative ones."""
     var = e.value(indices)
     if size is None:
         return var
-    if var.val is not None:
+    if var.val is not None and isinstance(size, int):
         return e.mb.const(val=np.where(var.val < 0, var.val + size, var.val).astype(np.int32))
-    wrapped = e.mb.add(x=var, y=np.int32(size))
+    wrapped = e.mb.add(x=var, y=e.sizes.scalar(size))
     return e.mb.select(cond=e.mb.greater_equal(x=var, y=np.int32(0)), a=var, b=wrapped)

@@ -8,7 +8,7 @@ from typing import Any
 
 Var = Any  # a MIL value of coremltools' builder
 # Operations that make a dense weight of what the file holds
-COMPRESSED = ("constexpr_blockwise_shift_scale", "constexpr_lut_to_dense")
+COMPRESSED = ("constexpr_blockwise_shift_scale", "constexpr_lut_to_dense", "constexpr_affine_dequantize")
 
 
 def safe_name(name: str) -> str:

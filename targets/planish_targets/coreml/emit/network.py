@@ -11,8 +11,9 @@ from torch import fx
 from planish_passes.palette import INDICES
 from planish_passes.program import op_name
 from planish_passes.quantise import VALUES
-from planish_targets.coreml.emit.emitter import Emitter, arguments, emits, shape_of
+from planish_targets.coreml.emit.emitter import Emitter, arguments, emits
 from planish_targets.coreml.emit.naming import COMPRESSED, Var
+from planish_targets.coreml.emit.sizes import shape_of
 from planish_targets.coreml.sdk import HALF_MAX
 
 _PARTS = ("weight", "scales", "zero_points")
@@ -50,16 +51,17 @@ def linear_lut(e: Emitter, node: fx.Node) -> Var:
     return _linear(e, node, e.value(given["x"]), weight, given["bias"])
 
 
-def quantized_weight(e: Emitter, given: Mapping[str, Any]) -> Var:
+def quantized_weight(e: Emitter, given: Mapping[str, Any], kernel: bool = False) -> Var:
     """The decompressing operation of a quantised weight, one for all its uses.
 
     Args:
         given: arguments of a linear_q or embedding_q.
+        kernel: as a kernel of 1x1 convolutions.
     """
     values, scales, zeros = (None if given[k] is None else e.weight_name(given[k]) for k in _PARTS)
     assert values is not None
     assert scales is not None
-    return e.decompressed(values.removesuffix(VALUES), values, scales, zeros, int(given["bits"]))
+    return e.decompressed(values.removesuffix(VALUES), values, scales, zeros, int(given["bits"]), kernel)
 
 
 def _linear(e: Emitter, node: fx.Node, x: Var, weight: Var, bias: fx.Node | None) -> Var:
@@ -197,9 +199,18 @@ def attend(e: Emitter, given: Mapping[str, Any], k: Var, v: Var, mask: Var | Non
     Args:
         given: q, bias, sinks, scale and softcap, as of `planish_passes.ops.attention`.
     """
-    cap = given["softcap"]
     q = e.mb.mul(x=e.value(given["q"]), y=np.float32(given["scale"]))
-    scores = _by_head(e, q, k, transpose_y=True)
+    probabilities = attention_scores(e, given, _by_head(e, q, k, transpose_y=True), mask)
+    return e.mb.transpose(x=_by_head(e, probabilities, v), perm=[0, 2, 1, 3], name=name)
+
+
+def attention_scores(e: Emitter, given: Mapping[str, Any], scores: Var, mask: Var | None) -> Var:
+    """Scaled products [B, H, Q, K] to probabilities.
+
+    Args:
+        given: bias, sinks and softcap, as of `planish_passes.ops.attention`.
+    """
+    cap = given["softcap"]
     if cap > 0:
         # divided, because fp16 has 50 and not 1 / 50
         scores = e.mb.mul(x=e.mb.tanh(x=e.mb.real_div(x=scores, y=np.float32(cap))), y=np.float32(cap))
@@ -207,8 +218,7 @@ def attend(e: Emitter, given: Mapping[str, Any], k: Var, v: Var, mask: Var | Non
         scores = e.mb.add(x=scores, y=e.value(given["bias"]))
     if mask is not None:
         scores = e.mb.select(cond=mask, a=scores, b=np.float32(-HALF_MAX))
-    result = _by_head(e, _softmax(e, scores, given["sinks"]), v)
-    return e.mb.transpose(x=result, perm=[0, 2, 1, 3], name=name)
+    return _softmax(e, scores, given["sinks"])
 
 
 def _by_head(e: Emitter, x: Var, y: Var, **how: bool) -> Var:
@@ -220,14 +230,15 @@ def _by_head(e: Emitter, x: Var, y: Var, **how: bool) -> Var:
     shared = y.shape[1]
     if heads == shared:
         return e.mb.matmul(x=x, y=y, **how)
-    product = e.mb.matmul(x=e.mb.reshape(x=x, shape=[batch, shared, heads // shared * rows, width]), y=y, **how)
-    return e.mb.reshape(x=product, shape=[batch, heads, rows, product.shape[-1]])
+    product = e.mb.matmul(x=e.sizes.reshape(x, [batch, shared, heads // shared * rows, width]), y=y, **how)
+    return e.sizes.reshape(product, [batch, heads, rows, product.shape[-1]])
 
 
 def _softmax(e: Emitter, scores: Var, sinks: fx.Node | None) -> Var:
     if sinks is None:
         return e.mb.softmax(x=scores, axis=-1)
-    batch, heads, queries, keys = scores.shape
+    batch, heads, queries, _ = scores.shape
     column = e.broadcast(e.mb.reshape(x=e.value(sinks), shape=[1, heads, 1, 1]), (batch, heads, queries, 1))
     probabilities = e.mb.softmax(x=e.mb.concat(values=[scores, column], axis=-1), axis=-1)
-    return e.mb.slice_by_index(x=probabilities, begin=[0] * 4, end=[batch, heads, queries, keys])
+    whole = [True, True, True, False]
+    return e.mb.slice_by_index(x=probabilities, begin=[0] * 4, end=[0, 0, 0, -1], end_mask=whole)

@@ -8,8 +8,9 @@ from typing import Any
 from torch import fx
 
 from planish_passes.program import op_name
-from planish_targets.coreml.emit.emitter import OPS, Emitter, arguments, dtype_of, emits, shape_of
+from planish_targets.coreml.emit.emitter import OPS, Emitter, arguments, dtype_of, emits
 from planish_targets.coreml.emit.naming import Var
+from planish_targets.coreml.emit.sizes import Size, fixed, shape_of, size_of
 
 _VIEWS = ("reshape", "view", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
 
@@ -24,7 +25,7 @@ def _source(node: fx.Node) -> fx.Node:
 def view(e: Emitter, node: fx.Node) -> Var:
     """Same elements, other shape."""
     x, shape = e.value(_source(node)), shape_of(node)
-    return x if tuple(x.shape) == shape else e.mb.reshape(x=x, shape=shape, name=node.name)
+    return x if tuple(x.shape) == shape else e.sizes.reshape(x, shape, name=node.name)
 
 
 @emits("aten.transpose", "aten.t", "aten.permute")
@@ -46,8 +47,9 @@ def expand(e: Emitter, node: fx.Node) -> Var:
     x, shape = e.value(_source(node)), shape_of(node)
     if op_name(node) == "aten.repeat":
         padded = (1,) * (len(shape) - len(x.shape)) + tuple(x.shape)
-        x = x if padded == tuple(x.shape) else e.mb.reshape(x=x, shape=padded)
-        return e.mb.tile(x=x, reps=list(arguments(node)["repeats"]), name=node.name)
+        x = x if padded == tuple(x.shape) else e.sizes.reshape(x, padded)
+        reps = e.sizes.vector([size_of(r) for r in arguments(node)["repeats"]])
+        return e.mb.tile(x=x, reps=reps, name=node.name)
     return e.broadcast(x, shape, node.name)
 
 
@@ -56,10 +58,28 @@ def slice_(e: Emitter, node: fx.Node) -> Var:
     """Every step-th element of one axis."""
     given, size = arguments(node), shape_of(_source(node))
     axis = int(given["dim"]) % len(size)
-    start, stop, _ = slice(given["start"], given["end"]).indices(size[axis])
-    begin, end, stride = [0] * len(size), list(size), [1] * len(size)
+    start, stop = (None if given[end] is None else size_of(given[end]) for end in ("start", "end"))
+    if not fixed([size[axis], start or 0, stop or 0]):
+        return _slice_by_size(e, node, axis, start or 0, int(given["step"]))
+    start, stop, _ = slice(start, stop).indices(size[axis])
+    begin, end, stride = [0] * len(size), [0] * len(size), [1] * len(size)
     begin[axis], end[axis], stride[axis] = start, stop, int(given["step"])
-    return e.mb.slice_by_index(x=e.value(_source(node)), begin=begin, end=end, stride=stride, name=node.name)
+    others = [i != axis for i in range(len(size))]
+    return e.mb.slice_by_index(
+        x=e.value(_source(node)), begin=begin, end=end, stride=stride, end_mask=others, name=node.name
+    )
+
+
+def _slice_by_size(e: Emitter, node: fx.Node, axis: int, start: Size, step: int) -> Var:
+    """MIL infers the shape of a slice from sizes, and not from ends, when they are known only at run time."""
+    if step != 1:
+        raise e.refusal(node, "every second element of an axis whose size depends on the input")
+    size = shape_of(_source(node))[axis]
+    begin, sizes = [0] * len(shape_of(node)), [-1] * len(shape_of(node))
+    begin[axis] = size + start if isinstance(start, int) and start < 0 else start
+    sizes[axis] = shape_of(node)[axis]
+    x, first, count = e.value(_source(node)), e.sizes.vector(begin), e.sizes.vector(sizes)
+    return e.mb.slice_by_size(x=x, begin=first, size=count, name=node.name)
 
 
 @emits("aten.select")
@@ -67,12 +87,19 @@ def select(e: Emitter, node: fx.Node) -> Var:
     """One index of one axis; the axis goes."""
     given, size = arguments(node), shape_of(_source(node))
     axis = int(given["dim"]) % len(size)
-    at = int(given["index"]) % size[axis]
-    begin, end = [0] * len(size), list(size)
-    begin[axis], end[axis] = at, at + 1
+    at = size_of(given["index"])
+    begin: list[Size] = [0] * len(size)
     mask = [i == axis for i in range(len(size))]
+    begin[axis] = at % size[axis] if fixed([at, size[axis]]) else at
     x = e.value(_source(node))
-    return e.mb.slice_by_index(x=x, begin=begin, end=end, squeeze_mask=mask, name=node.name)
+    return e.mb.slice_by_index(
+        x=x,
+        begin=e.sizes.vector(begin),
+        end=[0] * len(size),
+        end_mask=[not m for m in mask],
+        squeeze_mask=mask,
+        name=node.name,
+    )
 
 
 @emits("aten.cat", "aten.stack")
@@ -90,7 +117,9 @@ def split(e: Emitter, node: fx.Node) -> tuple[Var, ...]:
     results, rank = node.meta["val"], len(shape_of(_source(node)))
     axis = int(arguments(node)["dim"]) % rank
     removed = op_name(node) == "aten.unbind"
-    sizes = [1 if removed else int(r.shape[axis]) for r in results]
+    sizes = [1 if removed else size_of(r.shape[axis]) for r in results]
+    if not fixed(sizes):
+        raise e.refusal(node, "parts whose sizes depend on the length of the input")
     x = e.value(_source(node))
     parts = [x] if len(sizes) == 1 else e.mb.split(x=x, split_sizes=sizes, axis=axis, name=node.name)
     return tuple(e.mb.squeeze(x=p, axes=[axis]) for p in parts) if removed else tuple(parts)

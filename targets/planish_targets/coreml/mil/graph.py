@@ -109,10 +109,11 @@ class Function:
     """One entry point of a package.
 
     `limits` holds, for inputs with a flexible shape, the allowed sizes of each dimension:
-    an inclusive (low, high) per dimension, high None when unbounded.
+    an inclusive (low, high) per dimension, high None when unbounded; `shapes` those of inputs that name theirs.
     """
 
     name: str
     block: Block
     inputs: tuple[Named, ...]
     limits: Mapping[str, tuple[tuple[int, int | None], ...]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)

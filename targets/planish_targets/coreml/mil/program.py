@@ -277,8 +277,10 @@ class MilProgram:
             for size, (low, high) in zip(value.shape, limits, strict=False)
             if size < low or (high is not None and size > high)
         ]
-        if not entry.type.admits(value.shape) or outside:
+        named = self.function.shapes.get(entry.name, (tuple(value.shape),))
+        if not entry.type.admits(value.shape) or outside or tuple(value.shape) not in named:
             hint = f"allowed sizes: {limits}" if outside else "pass a tensor of the declared shape"
+            hint = hint if tuple(value.shape) in named else f"allowed shapes: {', '.join(map(str, named))}"
             raise PlanishError(f"its shape is {list(value.shape)}", where, hint)
         dtype = entry.type.dtype
         if dtype.kind == "float":

@@ -45,7 +45,7 @@ def read_function(package: Path, function: str | None) -> Function:
         raise CorruptPackage(f"function {name} declares opset {proto.opset} and has no block for it", str(path))
     reader = _Reader(path.parent)
     inputs = tuple(reader.named(entry) for entry in proto.inputs)
-    return Function(name, reader.block(block), inputs, _limits(spec, name))
+    return Function(name, reader.block(block), inputs, _limits(spec, name), _shapes(spec, name))
 
 
 def function_names(package: Path) -> tuple[str, ...]:
@@ -127,6 +127,16 @@ def _limits(spec: Any, function: str) -> dict[str, tuple[tuple[int, int | None],
         if ranges:
             limits[entry.name] = tuple((r.lowerBound, None if r.upperBound < 0 else r.upperBound) for r in ranges)
     return limits
+
+
+def _shapes(spec: Any, function: str) -> dict[str, tuple[tuple[int, ...], ...]]:
+    described = {entry.name: entry.input for entry in spec.description.functions}
+    found = {}
+    for entry in described.get(function, spec.description.input):
+        listed = entry.type.multiArrayType.enumeratedShapes.shapes
+        if listed:
+            found[entry.name] = tuple(tuple(s.shape) for s in listed)
+    return found
 
 
 class _Reader:

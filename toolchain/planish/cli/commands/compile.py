@@ -71,7 +71,8 @@ def compile_command(
         typer.Option("--trust-remote-code/--no-trust-remote-code", help="Run code that comes with the model."),
     ] = None,
     sequence_length: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Length, where shapes are fixed.")
+        str | None,
+        typer.Option(metavar="N[,N...]", help="Length, where shapes are fixed; several in one Core ML package."),
     ] = None,
     bits: Annotated[
         float | None,
@@ -87,6 +88,13 @@ def compile_command(
     dynamic: Annotated[
         bool | None,
         typer.Option("--dynamic/--fixed", help="Dynamic or fixed shapes, for all targets."),
+    ] = None,
+    minimum_ios: Annotated[
+        int | None, typer.Option(metavar="16|17|18", help="Oldest iOS that a Core ML package opens on.  [default: 18]")
+    ] = None,
+    ane: Annotated[
+        bool | None,
+        typer.Option("--ane/--no-ane", help="Core ML: forms that the Neural Engine is said to prefer (unverified)."),
     ] = None,
     gate: Annotated[
         list[str] | None,
@@ -149,11 +157,13 @@ def compile_command(
         "task": task,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
-        "sequence_length": sequence_length,
+        "sequence_length": options.whole(sequence_length, "--sequence-length"),
         "bits": bits,
         "max_size": max_size,
         "context": context,
         "dynamic": dynamic,
+        "minimum_ios": minimum_ios,
+        "ane": ane,
         "gates": options.numbers(gate, "--gate") or None,
         "logits": logits,
         "verify": verify,
