@@ -45,9 +45,14 @@ def test_lengths_on_the_command_line() -> None:
 
 def test_targets_that_can_choose_get_the_wishes() -> None:
     targets = (registry.find("coreml"), registry.find("onnxruntime"))
-    core, other = adapted(targets, request(minimum_ios=17, ane=True, sequence_length=[8, 16]))
-    assert core.wishes == Wishes(17, True, (8, 16))  # type: ignore[attr-defined]
+    core, other = adapted(targets, request(minimum_ios=17, sequence_length=[8, 16]))
+    assert core.wishes == Wishes(17, False, (8, 16))  # type: ignore[attr-defined]
     assert other is targets[1]
+    still = adapted(targets, request(ane=True))[0]
+    assert still.wishes.ane  # type: ignore[attr-defined]
+    assert not still.capabilities.ranged
+    with pytest.raises(PlanishError, match="flexible shapes"):
+        adapted(targets, request(ane=True, sequence_length=[8, 16]))
     assert adapted(targets, request(sequence_length=8)) == targets
     for asked, flag in (({"minimum_ios": 16}, "--minimum-ios"), ({"ane": True}, "--ane")):
         with pytest.raises(PlanishError, match=flag):

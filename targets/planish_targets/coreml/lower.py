@@ -100,7 +100,7 @@ def lower(program: Program, package: Path, chunks: Sequence[int] = (), wishes: W
         _convert(mil_program, package, kit, frozenset().union(*(e.mb.kept for e in emitters)), ports)
     notes = dict.fromkeys(note for e in emitters for note in e.notes)
     sizes = {name: _tokens(fixed) for name, fixed in functions.items()} if program.states else {}
-    found = _found(mil_program, emitters[0].quantized)
+    found = _found(mil_program, emitters[0].weights.quantized)
     values = {} if program.states else _values(mil_program, program)
     return Written(found, (*notes, *audited(program, large)), sizes, values)
 

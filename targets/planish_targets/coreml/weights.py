@@ -61,7 +61,8 @@ def _quantized(blob: mil.QuantizedBlob) -> QuantizedTensor:
         scale = scale.reshape(-1, 1)
         offset = offset.reshape(-1, 1) if bool(offset.any()) else None
     data, scale, offset = (None if t is None else t.flatten(1) for t in (blob.data, scale, offset))
-    assert data is not None and scale is not None
+    assert data is not None
+    assert scale is not None
     groups, columns = scale.shape[1], data.shape[1]
     bits = int(blob.dtype.removeprefix("int").removeprefix("u"))
     format = WeightFormat(bits=bits, group=0 if groups == 1 else columns // groups, symmetric=offset is None)

@@ -27,7 +27,7 @@ from planish_passes.program import op_name
 from planish_passes.quantise import VALUES, tables
 from planish_targets.coreml.emit.emitter import OPS, Emitter, arguments, dtype_of
 from planish_targets.coreml.emit.naming import Var
-from planish_targets.coreml.emit.network import attention_scores, quantized_weight, stored_epsilon
+from planish_targets.coreml.emit.network import attention_scores, quantized_weight, stored_epsilon, table_weight
 from planish_targets.coreml.emit.sizes import shape_of
 
 # kind -> order of axes from the turned layout to the value's own
@@ -126,10 +126,10 @@ class ChannelsFirst:
         if plain is None or plain in self._tables:
             return None
         if op_name(node) == "aten.linear":
-            return lambda: e.weight(plain, kernel=True)
+            return lambda: e.weights.plain(plain, kernel=True)
         if op_name(node) == "planish.linear_q":
             return None if given["activations"] != "none" else lambda: quantized_weight(e, given, kernel=True)
-        return lambda: e.looked_up(plain, plain + INDICES, e.weight_name(given["tables"]), kernel=True)
+        return lambda: table_weight(e, given, kernel=True)
 
     def _layer_norm(self, node: fx.Node) -> bool:
         given, e = arguments(node), self.e

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,13 +13,11 @@ from torch import fx
 
 from planish_passes.errors import PlanishError
 from planish_passes.program import Program, module_path, op_name
+from planish_targets.coreml.emit.constants import Array, Constants
 from planish_targets.coreml.emit.naming import Naming, State, Var
 from planish_targets.coreml.emit.sizes import Size, Sizes, fixed, is_size, size_of
 from planish_targets.coreml.sdk import HALF_MAX, Sdk
 
-Array: TypeAlias = np.ndarray[Any, Any]
-
-_KERNEL = ".kernel"  # behind the names of weights of 1x1 convolutions
 OPS: dict[str, Callable[[Emitter, fx.Node], Any]] = {}
 
 
@@ -77,14 +75,10 @@ class Emitter:
         self.sizes = Sizes(self.mb, self._no_size)
         self.types = sdk.types
         self.notes: list[str] = []
-        self.quantized: dict[str, str] = {}  # MIL name of a decompressed weight -> weight name
         self.states: dict[str, State] = {}  # by name of the node that stands for it
         self.large = large
         self._sdk = sdk
-        self._arrays = arrays
-        self._shared = shared
-        self._names = program.weight_names()
-        self._weights: dict[str, Var] = {}
+        self.weights = Constants(program, self.mb, sdk, arrays=arrays, shared=shared, note=self.note)
         self._once: dict[Hashable, Var] = {}
         self._node: fx.Node | None = None
         self._instead: dict[str, Var] = {}
@@ -173,101 +167,15 @@ class Emitter:
                 self.bind(argument, turned)
             elif is_size(argument):
                 self.bind(argument, self.mb.identity(x=self.sizes.scalar(size_of(argument))))
-            elif argument.name in self._names:
-                self.bind(argument, self.weight(self._names[argument.name]))
+            elif (name := self.weights.name(argument)) is not None:
+                self.bind(argument, self.weights.plain(name))
             elif argument.name in self.states:
                 raise self.refusal(argument, "a whole cache is read before it is written")
         return self._table[argument.name]
 
-    def weight(self, name: str, kernel: bool = False) -> Var:
-        """A weight as an fp32, int32 or bool constant (int8 stays int8).
-
-        Args:
-            kernel: [N, K, 1, 1], as 1x1 convolutions want it.
-        """
-        key = name + _KERNEL * kernel
-        if key not in self._weights:
-            self._weights[key] = self.mb.const(val=_spatial(self._array(name, self._numpy), kernel), name=key)
-        return self._weights[key]
-
-    def weight_name(self, argument: fx.Node) -> str:
-        """Name of the weight that a node stands for."""
-        return self._names[argument.name]
-
     def numpy(self, argument: fx.Node) -> Array | None:
         """The values of a node that is a constant in MIL, else None."""
         return self.value(argument).val  # type: ignore[no-any-return]
-
-    def decompressed(
-        self, name: str, values: str, scales: str, zeros: str | None, bits: int, kernel: bool = False
-    ) -> Var:
-        """A quantised weight: integers and fp16-exact scales behind a constexpr operation.
-
-        Args:
-            name: weight name, without suffix.
-            values: name of the integers [N, K].
-            scales: name of the scales [N, G]; G divides K.
-            zeros: name of the zero points [N, G]; None = symmetric.
-            bits: width of the integers: 4 or 8.
-            kernel: [N, K, 1, 1], as 1x1 convolutions want it.
-        """
-        key = name + _KERNEL * kernel
-        if key not in self._weights:
-            given = {
-                "data": self._array(values, lambda t, _: self._integers(t, bits)),
-                "scale": self._array(scales, lambda t, _: t.to(torch.float32).numpy()),
-            }
-            if zeros is not None:
-                given["offset"] = self._array(zeros, lambda t, _: self._integers(t, bits))
-            self._weights[key] = self._blockwise(key, **{k: _spatial(a, kernel) for k, a in given.items()})
-            self.quantized[key] = name
-        return self._weights[key]
-
-    def _blockwise(self, name: str, data: Array, scale: Array, offset: Array | None = None) -> Var:
-        if self._sdk.version >= self._sdk.ct.target.iOS18:
-            zeros = {} if offset is None else {"offset": offset}
-            return self.mb.constexpr_blockwise_shift_scale(data=data, scale=scale, **zeros, name=name)
-        # before: one scale per output channel (see versions.demand)
-        zero = np.int8(0) if offset is None else offset.reshape(-1)
-        return self.mb.constexpr_affine_dequantize(
-            quantized_data=data, zero_point=zero, scale=scale.reshape(-1), axis=np.int32(0), name=name
-        )
-
-    def looked_up(self, name: str, indices: str, tables: str, kernel: bool = False) -> Var:
-        """A weight as tables and indices into them, behind a constexpr operation.
-
-        Args:
-            name: weight name, without suffix.
-            indices: name of the indices [N, K].
-            tables: name of the tables [G, E]; G divides N, E is 2, 4, 16, 64 or 256.
-            kernel: [N, K, 1, 1], as 1x1 convolutions want it.
-        """
-        key = name + _KERNEL * kernel
-        if key not in self._weights:
-            found = self._array(tables, lambda t, _: t.to(torch.float32).numpy())
-            bits = int(found.shape[1]).bit_length() - 1
-            element = getattr(self.types, f"np_uint{bits}_dtype") if bits < 8 else np.uint8
-            groups, entries = found.shape
-            self._weights[key] = self.mb.constexpr_lut_to_dense(
-                indices=_spatial(self._array(indices, lambda t, _: t.numpy().astype(element)), kernel),
-                lut=found.reshape(groups, *(1, 1, 1)[: 3 if kernel else 1], entries, 1),
-                name=key,
-            )
-            self.quantized[key] = name
-        return self._weights[key]
-
-    def _integers(self, tensor: torch.Tensor, bits: int) -> Array:
-        if bits not in (4, 8):
-            raise ValueError(f"blockwise weights have 4 or 8 bits, not {bits}")
-        # numpy has no 4-bit type: coremltools marks int8 arrays, and packs them when it writes
-        return tensor.numpy().astype(self.types.np_int4_dtype) if bits == 4 else tensor.numpy()
-
-    def _array(self, name: str, convert: Callable[[torch.Tensor, str], Array]) -> Array:
-        if name not in self._shared:  # a constant that this function alone has; another's may have the same name
-            return convert(self.program.weights.read(name), name)
-        if name not in self._arrays:
-            self._arrays[name] = convert(self.program.weights.read(name), name)
-        return self._arrays[name]
 
     def operand(self, argument: Any, dtype: torch.dtype) -> Var:
         """A node's value or a number, converted to the MIL type that stands for `dtype`."""
@@ -311,16 +219,6 @@ class Emitter:
         repeats = [1 if w == g or g == 0 else w if g == 1 else w // g for w, g in zip(wanted, given, strict=True)]
         return var if set(repeats) <= {1} else self.mb.tile(x=var, reps=self.sizes.vector(repeats), **named)
 
-    def _numpy(self, tensor: torch.Tensor, name: str) -> Array:
-        if tensor.is_floating_point():
-            return tensor.to(torch.float32).clamp(-HALF_MAX, HALF_MAX).numpy()
-        if tensor.dtype == torch.int64:
-            low, high = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
-            if tensor.numel() and (int(tensor.min()) < low or int(tensor.max()) > high):
-                self.note(f"{name} holds integers beyond int32; they are stored as the nearest int32")
-            return tensor.clamp(low, high).to(torch.int32).contiguous().numpy()
-        return tensor.contiguous().numpy()
-
     def _delegate(self, node: fx.Node) -> None:
         # coremltools' own converter; its node form reads these five fields of an FX node and nothing else
         for source in node.all_input_nodes:
@@ -358,10 +256,6 @@ class Emitter:
             raise self.refusal(node, f"it came out with shape {tuple(have.shape)}, expected {shape}")
         # of a slice of known size MIL knows the shape
         return self.mb.slice_by_size(x=have, begin=[0] * len(shape), size=self.sizes.vector(shape))
-
-
-def _spatial(matrix: Array, kernel: bool) -> Array:
-    return matrix[:, :, None, None] if kernel else matrix
 
 
 def mil_type(dtype: torch.dtype) -> str:

@@ -46,8 +46,7 @@ def linear_q(e: Emitter, node: fx.Node) -> Var:
 def linear_lut(e: Emitter, node: fx.Node) -> Var:
     """A linear whose weight is looked up in tables."""
     given = arguments(node)
-    indices, tables = e.weight_name(given["indices"]), e.weight_name(given["tables"])
-    weight = e.looked_up(indices.removesuffix(INDICES), indices, tables)
+    weight = table_weight(e, given)
     return _linear(e, node, e.value(given["x"]), weight, given["bias"])
 
 
@@ -58,10 +57,23 @@ def quantized_weight(e: Emitter, given: Mapping[str, Any], kernel: bool = False)
         given: arguments of a linear_q or embedding_q.
         kernel: as a kernel of 1x1 convolutions.
     """
-    values, scales, zeros = (None if given[k] is None else e.weight_name(given[k]) for k in _PARTS)
+    values, scales, zeros = (None if given[k] is None else e.weights.name(given[k]) for k in _PARTS)
     assert values is not None
     assert scales is not None
-    return e.decompressed(values.removesuffix(VALUES), values, scales, zeros, int(given["bits"]), kernel)
+    return e.weights.decompressed(values.removesuffix(VALUES), values, scales, zeros, int(given["bits"]), kernel)
+
+
+def table_weight(e: Emitter, given: Mapping[str, Any], kernel: bool = False) -> Var:
+    """The decompressing operation of a weight that is looked up in tables.
+
+    Args:
+        given: arguments of a linear_lut.
+        kernel: as a kernel of 1x1 convolutions.
+    """
+    indices, tables = e.weights.name(given["indices"]), e.weights.name(given["tables"])
+    assert indices is not None
+    assert tables is not None
+    return e.weights.looked_up(indices.removesuffix(INDICES), indices, tables, kernel)
 
 
 def _linear(e: Emitter, node: fx.Node, x: Var, weight: Var, bias: fx.Node | None) -> Var:
