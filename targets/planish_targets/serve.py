@@ -93,7 +93,7 @@ def serve(
     save_file(outputs, str(returned / "outputs.safetensors"))
     facts = {
         "protocol": 1,
-        "device": f"{device} on {platform.system()} {platform.machine()}",
+        "device": f"{device} on {_system()} {platform.machine()}",
         "versions": {p: _version(p) for p in packages},
         "seconds": seconds,
         "load_seconds": loaded,
@@ -120,6 +120,10 @@ def peak(when: str = "peak") -> dict[str, int]:
         return {}
     unit = 1 if sys.platform == "darwin" else 1024
     return {f"{when}_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+
+def _system() -> str:
+    return f"macOS {platform.mac_ver()[0]}" if sys.platform == "darwin" else platform.system()
 
 
 def _version(package: str) -> str:

@@ -6,12 +6,14 @@ text, C = community measurement or guess. None of the rules was checked on hardw
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from planish_targets.contract import Artifact, Placed, Placement
+from planish_targets.contract import Artifact, Placed, Placement, Unavailable
 from planish_targets.coreml import mil
+from planish_targets.coreml.plan import CPU, Plan, Planned
 from planish_targets.coreml.work import work
 
 SOURCE = "no statement: Core ML decides on the device (MLComputePlan on a Mac shows it)"
@@ -218,25 +220,43 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def placement(artifact: Artifact) -> Placement:
-    """Every operation of every function with where = "unknown"; for each rule, and for the work, one line of advice."""
+def placement(artifact: Artifact, plan: Plan | Unavailable) -> Placement:
+    """Every operation of every function, and for each rule, and for the work, one line of advice.
+
+    Args:
+        artifact: whose package is read.
+        plan: Core ML's own, which says where operations run; without it where = "unknown" for all.
+    """
     names = mil.functions(artifact.path)
     views = {name: View.of(mil.load(artifact.path, name)) for name in names}
     given = artifact.options.get("modules", {})
     modules: Mapping[str, str] = given if isinstance(given, Mapping) else {}
+    planned: Mapping[str, Mapping[str, Planned]] = plan.functions if isinstance(plan, Plan) else {}
     nodes = tuple(
-        Placed(
+        _placed(
+            o,
             o.output if len(names) == 1 else f"{name}/{o.output}",
-            o.type,
-            "unknown",
-            "Core ML",
-            "decided on the device",
+            planned.get(name, {}).get(o.output),
             source_module(o, modules),
         )
         for name, view in views.items()
         for o in view.operations
     )
-    return Placement(SOURCE, nodes, advice=advise(views))
+    if isinstance(plan, Plan):
+        source = f"MLComputePlan, {plan.machine} (a plan of this machine; another one may decide otherwise)"
+    else:
+        source = SOURCE if sys.platform != "darwin" else f"{SOURCE}; {plan.reason}"
+    return Placement(source, nodes, advice=advise(views))
+
+
+def _placed(operation: mil.MilOperation, name: str, found: Planned | None, module: str) -> Placed:
+    if found is None:
+        return Placed(name, operation.type, "unknown", "Core ML", "decided on the device", module)
+    if found.unit != CPU:
+        return Placed(name, operation.type, "accelerated", found.unit, "", module)
+    others = [unit for unit in found.able if unit != CPU]
+    reason = f"Core ML prefers it to {' and '.join(others)}" if others else "nothing else computes it"
+    return Placed(name, operation.type, "fallback", CPU, reason, module)
 
 
 def advise(views: Mapping[str, View]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -46,9 +47,7 @@ def load(call: Call) -> Model:
 
 def load_native(call: Call) -> Model:
     """Open a package with Core ML, on all compute units."""
-    from planish_targets.coreml import sdk
-
-    open_model, functions = sdk.load().ct.models.MLModel, chunks_of(call.options)
+    open_model, functions = importlib.import_module("coremltools").models.MLModel, chunks_of(call.options)
     if functions:
         return _native_decoder(open_model, call, functions)
     model: Any = open_model(str(call.path))

@@ -110,10 +110,11 @@ class CoreMLTarget:
         return Runner(command, Evidence.EMULATED, "MIL interpreter", finer)
 
     def placement(self, artifact: Artifact) -> Placement:
-        """Unknown for every operation, plus advice. See `planish_targets.coreml.advice`."""
+        """Core ML's own plan on macOS, unknown elsewhere; and advice. See `planish_targets.coreml.advice`."""
+        from planish_targets.coreml import plan
         from planish_targets.coreml.advice import placement
 
-        return placement(artifact)
+        return placement(artifact, plan.ask(artifact.path))
 
     def read_weights(self, artifact: Artifact) -> Mapping[str, QuantizedTensor]:
         """Integers and scales of the saved package."""

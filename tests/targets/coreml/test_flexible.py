@@ -18,7 +18,6 @@ from planish_passes.program import Port, Program
 from planish_passes.weights import WeightFormat
 from planish_targets.contract import Artifact, Recipe, Wishes
 from planish_targets.coreml import TARGET, mil
-from planish_targets.coreml.advice import placement
 from planish_targets.coreml.emit.sizes import Sizes
 
 pytest.importorskip("coremltools")
@@ -54,7 +53,7 @@ def test_every_length_of_a_range(family: str, tmp_path: Path) -> None:
     assert max(error(form, artifact, n) for n in (8, 13, 40)) < 2e-6
     with pytest.raises(PlanishError, match="its shape is"):
         error(form, artifact, high + 1)
-    assert any("flexible input shapes" in a and "concerns input" in a for a in placement(artifact).advice)
+    assert any("flexible input shapes" in a and "concerns input" in a for a in TARGET.placement(artifact).advice)
 
 
 def test_lengths_that_are_named_and_no_others(tmp_path: Path) -> None:

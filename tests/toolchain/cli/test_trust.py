@@ -125,6 +125,20 @@ def test_evidence(run: Any, signed: Any, told: Any, place: Path) -> None:
     assert "coreml, device: evidence/coreml/" in result.stdout.replace("\n", "")
 
 
+def test_verify_signs_what_artifacts_return_here(run: Any, signed: Any, place: Path) -> None:
+    good, bad = (runner(place, off) for off in (0.0, 0.5))
+    how = ("verify", "m.planish", "--target", "coreml", "--attest", "phone.pem")
+    assert run(*how, "--runner", f"coreml={bad}").exit_code == 3
+    assert not (place / "m.planish.coreml.result").exists()
+    data = json.loads(run(*how, "--runner", f"coreml={good}", "--json").stdout)
+    assert data["attested"] == {"coreml": "m.planish.coreml.result"}
+    accepted = run("accept", "m.planish", "m.planish.coreml.result", "--key", "phone.pub.pem")
+    assert accepted.exit_code == 0, accepted.output
+    assert "coreml: executed on Pocket 3" in accepted.stdout
+    again = run(*how, "--runner", f"coreml={good}")
+    assert (again.exit_code, "already something" in again.output) == (1, True)
+
+
 def test_pack_and_unpack(run: Any, signed: Any, told: Any, place: Path) -> None:
     result = run("pack", "m.planish")
     assert result.exit_code == 0, result.output

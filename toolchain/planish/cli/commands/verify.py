@@ -14,6 +14,7 @@ from planish.cli.progress import progress
 
 if TYPE_CHECKING:
     from planish.verify import Ask, BundleReport
+    from planish.verify.lowering import Execution
 
 
 def verify_command(
@@ -36,6 +37,14 @@ def verify_command(
             "--evidence-key", metavar="PUB.pem", help="Public key of a device whose results count; repeatable."
         ),
     ] = None,
+    attest: Annotated[
+        Path | None,
+        typer.Option(
+            "--attest",
+            metavar="KEY.pem",
+            help="Sign with this key what each artifact returns here, once more run, for planish accept.",
+        ),
+    ] = None,
     policy: Annotated[
         Path | None, typer.Option("--policy", metavar="POLICY.toml", help="Rules that the bundle must keep.")
     ] = None,
@@ -51,6 +60,7 @@ def verify_command(
       planish verify my-model-int8.planish.zip --signature --key maker.pub.pem
       planish verify my-model-int8.planish --policy policy.toml --no-run
       planish verify my-model-int8.planish --runner coreml="ssh mac planish-run"
+      planish verify my-model-int8.planish --target coreml --attest mac.pem   # on a Mac: signed `executed` evidence
       planish verify my-model-int8.planish --json | jq .ok
 
     A policy names the signers that count and what is asked of each target; all that it does not find is refused:
@@ -71,6 +81,7 @@ def verify_command(
         from planish.bundle.unpack import unpacked
         from planish.cli.results import artifact_sizes, results_to_json, show_results
         from planish.verify import verify_bundle
+        from planish.verify.lowering import Execution
 
         signers = options.trusted(key, certificate, identity, issuer)
         ask = _ask(signature, signers, evidence_key, policy, run)
@@ -87,13 +98,16 @@ def verify_command(
                 ask=ask,
             )
             sizes = artifact_sizes(report.targets)
+            attested = _attested(folder, bundle, report, attest, Execution(threads, timeout, commands))
     if as_json:
-        emit_json(
-            {"ok": not report.failed, "bundle": bundle, "signer": report.signer, **results_to_json(report, sizes)}
-        )
+        told = {"ok": not report.failed, "bundle": bundle, "signer": report.signer}
+        emit_json({**told, **({"attested": attested} if attest else {}), **results_to_json(report, sizes)})
     else:
         show_results(report, sizes, str(bundle))
         _show_trust(report)
+        for name, at in attested.items():
+            out().print("result", style="bold", end="  ")
+            out().print(f"{name}: {at}", soft_wrap=True)
     if report.failed:
         count = len(report.failed)
         what = f"{count} gates failed." if count > 1 else "A gate failed."
@@ -117,6 +131,27 @@ def _ask(signature: bool, signers: object, evidence_key: list[Path] | None, poli
     if signature and signers is None:
         signers = Trusted()  # what the bundle is signed with decides what to say
     return Ask(signers=signers, devices=devices, run=run)
+
+
+def _attested(
+    folder: Path, bundle: Path, report: BundleReport, key: Path | None, execution: Execution
+) -> dict[str, Path]:
+    """Target -> folder with its signed result, beside the bundle, for each artifact that passed here."""
+    if key is None:
+        return {}
+    from planish.cli.commands.sign import signing_of
+    from planish.trust.evidence import attest
+    from planish.verdict import Passed
+
+    signing = signing_of(key, None, None, sigstore=False, ambient=False)
+    found = {}
+    for result in report.targets:
+        if any(v.check == "lowering" and isinstance(v, Passed) for v in result.verdicts):
+            into = bundle.with_name(f"{bundle.name}.{result.target.replace('/', '-')}.result")
+            done = attest(folder, result.target, signing, into, execution, keep_failed=False)
+            if done.folder is not None:
+                found[result.target] = done.folder
+    return found
 
 
 def _show_trust(report: BundleReport) -> None:
