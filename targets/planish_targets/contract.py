@@ -326,6 +326,16 @@ class NeedsMore(Protocol):
 
 
 @runtime_checkable
+class ReadsVariables(Protocol):
+    """A target whose artifacts depend on environment variables; they become part of the key of cached bundles."""
+
+    @property
+    def variables(self) -> Sequence[str]:
+        """Names of the variables."""
+        ...
+
+
+@runtime_checkable
 class OffersVariants(Protocol):
     """A target with further forms of its artifact, each of them a target with a name of its own."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from planish.request_file import default_targets
+from planish.request_checks import installed_names
 from planish_passes.errors import PlanishError
 from planish_targets import registry
 
@@ -62,4 +62,4 @@ def test_targets_on_request_are_known_but_not_compiled_for_by_default(monkeypatc
     monkeypatch.undo()
     on_request = [name for name, t in registry.targets().items() if not t.capabilities.default]
     assert on_request == ["coreai", "reference"]
-    assert not set(on_request) & set(default_targets())
+    assert not set(on_request) & set(installed_names().default)

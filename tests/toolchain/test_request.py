@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planish.request import Gates, Request
-from planish.request_file import RequestError, default_targets, key_lines, load_request
+from planish.request_checks import RequestError, installed_names
+from planish.request_file import load_request
+from planish.request_toml import key_lines
 from planish_passes.errors import PlanishError
 from planish_targets import registry
 from planish_targets.contract import Capabilities
@@ -127,8 +129,8 @@ def test_flags_win_and_tables_merge(tmp_path: Path) -> None:
 
 
 def test_defaults(tmp_path: Path) -> None:
-    assert load_request(None, {"model": "m"}) == Request(model="m", targets=default_targets())
-    assert default_targets() == NAMES[:4]
+    assert load_request(None, {"model": "m"}) == Request(model="m", targets=installed_names().default)
+    assert installed_names().default == NAMES[:4]
 
 
 def test_every_key_of_the_file(tmp_path: Path) -> None:
@@ -182,18 +184,21 @@ def test_windows_line_ends(tmp_path: Path) -> None:
 
 
 def test_key_lines() -> None:
-    text = 'a = """\n[no]\n"""\nb.c = [\n  [1],\n]\n[[t]]\nd = 1\n\n[t.u]\ne = {f = 1}\n[v]\n# end'
+    text = 'a = """\n[no]\n"""\nb.c = [\n  [1],\n]\n[[t]]\nd = 1\n\n[t.u]\ne = {f = 1}\n[v]\n[[t]]\nd = 2\n# end'
     assert key_lines(text) == {
         (): 1,
         ("a",): 1,
         ("b",): 4,
         ("b", "c"): 4,
         ("t",): 7,
-        ("t", "d"): 8,
-        ("t", "u"): 10,
-        ("t", "u", "e"): 11,
-        ("t", "u", "e", "f"): 11,
+        ("t", "0"): 7,
+        ("t", "0", "d"): 8,
+        ("t", "0", "u"): 10,
+        ("t", "0", "u", "e"): 11,
+        ("t", "0", "u", "e", "f"): 11,
         ("v",): 12,
+        ("t", "1"): 13,
+        ("t", "1", "d"): 14,
     }
 
 

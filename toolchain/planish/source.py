@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from planish.checkpoint import Checkpoint, GgufFile, Loaded, load_weights, name_tensors, open_folder
 from planish.checkpoint.config import read_config
-from planish.checkpoint.locate import Kind, Located, is_sentence_transformer, locate
+from planish.locate import Kind, Located, is_sentence_transformer, locate
 from planish.tasks import PROGRAMS
 from planish_passes.errors import PlanishError
 from planish_passes.weights import WeightStore

@@ -60,6 +60,11 @@ class Variant:
         """Those of the delegate."""
         return self.delegate.capabilities
 
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Those that the delegate reads."""
+        return self.delegate.variables
+
     def missing(self) -> Missing | None:
         """See the delegate."""
         return self.delegate.missing()

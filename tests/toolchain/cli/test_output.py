@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from planish.cli.output import bundle_name, workspace
+from planish.cli.output import workspace
+from planish.naming import bundle_name
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from planish.bundle.manifest import FileEntry
 from planish_passes.errors import PlanishError
+
+if TYPE_CHECKING:
+    from planish.bundle.manifest import FileEntry
+
+MANIFEST = "manifest.json"
 
 
 def walk(root: Path) -> Iterator[tuple[str, Path]]:
@@ -40,9 +46,17 @@ def empty_folders(root: Path) -> list[str]:
 
 def fingerprint(path: Path) -> FileEntry:
     """Size and hash of a file, read in pieces."""
+    from planish.bundle.manifest import FileEntry
+
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(bytes=os.fstat(file.fileno()).st_size, sha256=digest)
+
+
+def digest_of_file(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def settle(root: Path) -> None:
@@ -73,3 +87,22 @@ def settle_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that, killed at any moment, either the old one stands or the new one.
+
+    Raises:
+        OSError: the file system refused; nothing is left behind.
+    """
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with new.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    settle_folder(path.parent)

@@ -8,13 +8,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from planish.bundle.files import MANIFEST as MANIFEST
 from planish.bundle.part import BundlePath, Count, Number, Part, Sha256, TargetName
 from planish.bundle.verdicts import FailedEntry, PassedEntry, VerdictEntry
 from planish_targets.contract import Evidence
 
 FORMAT: Literal["planish-bundle"] = "planish-bundle"
 VERSION: Literal[1] = 1
-MANIFEST = "manifest.json"
 REPORT = "report.json"
 PAGE = "report.html"
 SIGNATURE = "model.sig"  # as model-signing calls it; who signs adds it later, so no manifest lists it

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -17,7 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from planish.bundle.files import settle, settle_folder
+from planish.bundle.files import MANIFEST, settle, settle_folder
+from planish_passes.errors import PlanishError
 
 if sys.platform != "win32":
     import fcntl
@@ -72,6 +74,29 @@ def recover(at: Path) -> None:
     except OSError:
         if not at.is_dir():  # otherwise another process was faster
             raise
+
+
+def check_replaceable(at: Path) -> None:
+    """Refuse to overwrite anything but a bundle or an empty folder.
+
+    Raises:
+        PlanishError: naming what is there.
+    """
+    hint = "give another output folder, or move that one away"
+    if at.is_symlink() or not at.is_dir():
+        kind = "a symbolic link" if at.is_symlink() else "a file"
+        raise PlanishError(f"There is already {kind} of that name.", str(at), hint)
+    if any(at.iterdir()) and not _was_bundle(at):
+        raise PlanishError("There is already a folder of that name, and it is not a planish bundle.", str(at), hint)
+
+
+def _was_bundle(at: Path) -> bool:
+    # Not `open_bundle`: a damaged bundle may be replaced, too.
+    manifest = at / MANIFEST
+    if manifest.is_symlink() or not manifest.is_file():
+        return False
+    with manifest.open("rb") as file:
+        return re.match(rb'\s*\{\s*"format"\s*:\s*"planish-bundle"', file.read(256)) is not None
 
 
 def _siblings(at: Path, kind: str) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from planish.bundle.manifest import MANIFEST, PAGE, REPORT, Manifest
 from planish.bundle.provenance import PROVENANCE, builder, provenance
 from planish.bundle.sbom import SBOM, sbom
 from planish.bundle.sources import check_unchanged, companions, licenses
-from planish.bundle.swap import replacing
+from planish.bundle.swap import check_replaceable, replacing
 from planish.compiled import Compiled, TargetResult
 from planish_passes.errors import PlanishError
 
@@ -51,29 +50,6 @@ def write_bundle(compiled: Compiled, at: Path) -> Path:
         with replacing(at, check_replaceable) as folder:
             _fill(compiled, folder, at.name.removesuffix(_SUFFIX))
     return at
-
-
-def check_replaceable(at: Path) -> None:
-    """Refuse to overwrite anything but a bundle or an empty folder.
-
-    Raises:
-        PlanishError: naming what is there.
-    """
-    hint = "give another output folder, or move that one away"
-    if at.is_symlink() or not at.is_dir():
-        kind = "a symbolic link" if at.is_symlink() else "a file"
-        raise PlanishError(f"There is already {kind} of that name.", str(at), hint)
-    if any(at.iterdir()) and not _was_bundle(at):
-        raise PlanishError("There is already a folder of that name, and it is not a planish bundle.", str(at), hint)
-
-
-def _was_bundle(at: Path) -> bool:
-    # Not `open_bundle`: a damaged bundle may be replaced, too.
-    manifest = at / MANIFEST
-    if manifest.is_symlink() or not manifest.is_file():
-        return False
-    with manifest.open("rb") as file:
-        return re.match(rb'\s*\{\s*"format"\s*:\s*"planish-bundle"', file.read(256)) is not None
 
 
 def _fill(compiled: Compiled, folder: Path, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from planish.checkpoint.locate import Located
+from planish.locate import Located
 from planish_passes.errors import PlanishError
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from planish.cli.commands.bench import bench_command
+from planish.cli.commands.build import build_command
 from planish.cli.commands.compile import compile_command
 from planish.cli.commands.doctor import doctor_command
 from planish.cli.commands.eval import eval_command
@@ -66,6 +67,7 @@ def root(
     Start here:
       planish doctor                   what works on this machine
       planish compile MODEL -r int8    MODEL: a folder, hub id or .gguf file
+      planish build                    all bundles of planish.toml, only what changed
       planish verify NAME.planish      check a bundle again
       planish report NAME.planish      what it proves, as one page
       planish run NAME.planish         chat with a compiled language model
@@ -75,6 +77,7 @@ def root(
 
 for name, command, short in (
     ("compile", compile_command, "Compile a model, check every artifact, write a bundle."),
+    ("build", build_command, "Make all bundles of a file that are not up to date."),
     ("verify", verify_command, "Check a bundle again."),
     ("run", run_command, "Chat with a language model of a bundle, or complete a text."),
     ("eval", eval_command, "Measure a language model: perplexity, distance to the original."),

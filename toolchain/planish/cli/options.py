@@ -115,7 +115,7 @@ def check_commands(commands: Mapping[str, str]) -> None:
     Raises:
         PlanishError: naming the target.
     """
-    from planish.request_file import command_fault
+    from planish.request_checks import command_fault
     from planish_passes.errors import PlanishError
 
     known_targets(commands)

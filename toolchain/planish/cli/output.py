@@ -1,10 +1,8 @@
-"""Where a bundle goes, and where it is made."""
+"""Where a bundle is made."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import signal
 import sys
 import tempfile
@@ -12,26 +10,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-def bundle_name(model: str, recipe: str) -> str:
-    """NAME-RECIPE.planish."""
-    return f"{model_name(model)}-{recipe}.planish"
-
-
-def model_name(model: str) -> str:
-    """The name of a folder, hub id or file; of what is above it where that says nothing."""
-    if os.path.exists(model):
-        path = Path(model).resolve()
-        if _COMMIT.fullmatch(path.name) and path.parent.name == "snapshots":
-            name = path.parent.parent.name.rpartition("--")[2]  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
-        else:
-            name = path.parent.name if path.name == "model" else path.name
-    else:
-        name = model.rstrip("/").rpartition("/")[2]
-    return name.removesuffix(".gguf") or "model"
 
 
 @contextlib.contextmanager
@@ -52,7 +30,7 @@ def workspace(at: Path) -> Iterator[Path]:
             "A file stands where a folder is needed.", str(parent), "choose another place with -o"
         ) from error
     with (
-        _removed_when_terminated(),
+        exit_on_sigterm(),
         tempfile.TemporaryDirectory(prefix=".planish-", dir=parent) as folder,
     ):
         yield Path(folder)
@@ -63,7 +41,8 @@ def _leave(number: int, _: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _removed_when_terminated() -> Iterator[None]:
+def exit_on_sigterm() -> Iterator[None]:
+    """While it lasts, SIGTERM raises SystemExit, so that everything is cleaned up."""
     # Build systems stop a step with SIGTERM, which ends Python without any cleaning up.
     if threading.current_thread() is not threading.main_thread():
         yield

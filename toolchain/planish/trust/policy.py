@@ -13,7 +13,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from planish.bundle.part import Sha256
-from planish.request_file import Problem
+from planish.request_checks import Problem
 from planish.trust.check import Identity, Trusted
 from planish.trust.keys import public_key
 from planish_passes.errors import PlanishError

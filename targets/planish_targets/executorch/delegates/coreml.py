@@ -36,6 +36,7 @@ class CoreML:
         "which of the Core ML operations run on the Neural Engine is decided on the device; for Apple alone, target "
         "coreml makes a package with caches and compressed weights",
     )
+    variables: tuple[str, ...] = ()
 
     def missing(self) -> Missing | None:
         """Nothing: executorch and coremltools lower to it, on any system."""

@@ -76,6 +76,11 @@ class Delegate(Protocol):
         """What to know of every artifact, each with its source."""
         ...
 
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Environment variables that lowering reads."""
+        ...
+
     def missing(self) -> Missing | None:
         """What no package brings; see `planish_targets.contract.NeedsMore`."""
         ...

@@ -39,6 +39,7 @@ class Qnn:
     advice: tuple[str, ...] = (
         f"lowering to QNN follows executorch's sources and was never run; {CHIP} names the chip ({_CHIP} without it)",
     )
+    variables: tuple[str, ...] = (ROOT, CHIP)
 
     def missing(self) -> Missing | None:
         """The SDK, which executorch would download otherwise: with its path in the environment it does not try."""

@@ -44,6 +44,7 @@ class Vulkan:
     advice: tuple[str, ...] = (
         "tensors are laid out for textures of up to 16384, as phones have them (executorch's default; desktops: 2048)",
     )
+    variables: tuple[str, ...] = ()
 
     def missing(self) -> Missing | None:
         """Nothing: executorch itself lowers to it."""

@@ -213,7 +213,8 @@ def run(request: Request, quiet: bool, verbose: bool) -> Done:
     Raises:
         PlanishError: see compile_model and write_bundle; or the output is in the way.
     """
-    from planish.cli.output import bundle_name, workspace
+    from planish.cli.output import workspace
+    from planish.naming import bundle_name
 
     began = time.monotonic()
     at = request.output or Path(bundle_name(request.model, request.recipe))
@@ -221,7 +222,7 @@ def run(request: Request, quiet: bool, verbose: bool) -> Done:
         shown.stage("start", "torch, transformers")
         from planish.build import compile_model
         from planish.bundle import write_bundle
-        from planish.bundle.write import check_replaceable
+        from planish.bundle.swap import check_replaceable
         from planish.cli.results import artifact_sizes
 
         if os.path.lexists(at):
@@ -258,9 +259,9 @@ def summary(done: Done) -> Mapping[str, Any]:
 
 def show(done: Done) -> None:
     """The verdict table, what to know, and where the bundle is."""
-    from planish.cli.output import model_name
     from planish.cli.results import show_results
     from planish.form import size
+    from planish.naming import model_name
 
     compiled, console = done.compiled, out()
     request, source = compiled.request, compiled.source

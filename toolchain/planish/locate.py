@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from planish.checkpoint.folder import INDEX, SINGLE, no_weights
 from planish_passes.errors import PlanishError
 
 Kind = Literal["folder", "hub", "gguf"]
@@ -86,6 +85,8 @@ def _model_folder(root: Path) -> Path:
             raise PlanishError("modules.json is not readable.", str(root), "download the folder again") from error
         if (folder / "config.json").is_file() and folder.resolve().is_relative_to(root.resolve()):
             return folder
+    from planish.checkpoint.folder import INDEX, SINGLE, no_weights  # late: they bring torch
+
     names = sorted(p.name for p in root.iterdir())
     if not any(name in names for name in (SINGLE, INDEX)):
         raise no_weights(str(root), names)
@@ -99,6 +100,8 @@ def _gguf(path: Path) -> Located:
         return Located("gguf", path.parent, path.parent, file=path)
     if path.suffix == ".safetensors":
         raise PlanishError("The weights alone are not a model.", str(path), "give the folder that also has config.json")
+    from planish.checkpoint.folder import no_weights
+
     raise no_weights(str(path), [path.name])
 
 
