@@ -34,6 +34,8 @@ OTHER: dict[str, Any] = {
     "revision": "main",
     "sequence_length": 3,
     "context": 3,
+    "minimum_ios": 17,
+    "ane": True,
     "dynamic": True,
     "trust_remote_code": True,
     "logits": "all",
