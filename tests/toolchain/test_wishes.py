@@ -15,7 +15,7 @@ from planish.cli.options import whole
 from planish.compiled import Silent
 from planish.request import Request
 from planish.verdict import Passed
-from planish.wishes import adapted
+from planish.wishes import adapted, friendly, recipe_of, told
 from planish_passes.errors import PlanishError
 from planish_targets import registry
 from planish_targets.contract import Wishes
@@ -57,6 +57,27 @@ def test_targets_that_can_choose_get_the_wishes() -> None:
     for asked, flag in (({"minimum_ios": 16}, "--minimum-ios"), ({"ane": True}, "--ane")):
         with pytest.raises(PlanishError, match=flag):
             adapted(targets[1:], request(**asked))
+
+
+def test_palettes_take_the_place_of_int4_where_all_targets_have_them() -> None:
+    asked = request(ane=True, recipe="int4")
+    assert friendly(asked).recipe == "lut4"
+    assert friendly(friendly(asked)) == friendly(asked)
+    palette = recipe_of(friendly(asked)).palette
+    assert palette is not None
+    assert (palette.bits, palette.group) == (4, 32)
+    assert "lut4" in told(friendly(asked))[0]
+    shared = request(ane=True, recipe="int4", targets=("coreml", "onnxruntime", "directml"))
+    assert friendly(shared) == shared
+    assert told(shared) == (
+        "--ane: int4 stays int4, because onnxruntime, directml shares the weights and has no palettes",
+    )
+    for other in (request(recipe="int4"), request(ane=True, recipe="int8"), request(recipe="lut4")):
+        assert friendly(other) == other
+        assert told(other) == ()
+    group = recipe_of(request(recipe="lut4")).palette
+    assert group is not None
+    assert group.group == 16
 
 
 def compiled(tmp_path: Path, target: str, **asked: Any) -> Any:

@@ -20,7 +20,7 @@ from planish.keeping import check_kept, keep, stored_formats
 from planish.keeping import demand as demand_blocks
 from planish.lower import Shared, lower, source_length
 from planish.quantising import checked, palette_rounding, palettise, quantise, rounding, weight_format
-from planish.recipes import RecipeSpec, find_recipe
+from planish.recipes import RecipeSpec
 from planish.request import Request
 from planish.requirements import demand
 from planish.source import Source, open_source
@@ -30,7 +30,7 @@ from planish.verdict import Verdict
 from planish.verify.decoding import DecoderExam
 from planish.verify.exam import EncoderExam, Exam, NoExam
 from planish.verify.weights import check_program_weights
-from planish.wishes import adapted
+from planish.wishes import adapted, friendly, recipe_of, told
 from planish_passes import pipeline
 from planish_passes.infra import Outcome, run_passes
 from planish_passes.palette import INDICES, TABLES
@@ -68,7 +68,8 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
 
 
 def _open(request: Request, progress: Progress, workdir: Path) -> _Job:
-    recipe = find_recipe(request.recipe)
+    request = friendly(request)
+    recipe = recipe_of(request)
     targets = tuple(registry.find(name) for name in dict.fromkeys(request.targets))
     for target in targets:
         demand(target)
@@ -96,7 +97,7 @@ def _open(request: Request, progress: Progress, workdir: Path) -> _Job:
         kept=stored_formats(source) if recipe.keeps else None,
     )
     progress.stage("estimate", str(needed))
-    notes = dict.fromkeys(check_room(needed, workdir))
+    notes = dict.fromkeys((*told(request), *check_room(needed, workdir)))
     if not request.verify:
         notes["checks are off: nothing but hashes says that these artifacts are right"] = None
     return _Job(request, recipe, source, targets, weights, progress, workdir, notes)

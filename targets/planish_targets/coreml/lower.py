@@ -124,8 +124,10 @@ def _built(
     if pays(emitter.layout):
         emitter.note(f"channels first: {said}")
         return function, emitter
+    had = emitter.layout.convolutions
     function, emitter = build(turned=False)
-    emitter.note(f"not channels first: {said}")
+    if had:
+        emitter.note(f"not channels first: {said}")
     return function, emitter
 
 

@@ -217,14 +217,16 @@ def run(request: Request, quiet: bool, verbose: bool) -> Done:
     from planish.naming import bundle_name
 
     began = time.monotonic()
-    at = request.output or Path(bundle_name(request.model, request.recipe))
     with progress(quiet) as shown, results_only(verbose):
         shown.stage("start", "torch, transformers")
         from planish.build import compile_model
         from planish.bundle import write_bundle
         from planish.bundle.swap import check_replaceable
         from planish.cli.results import artifact_sizes
+        from planish.wishes import friendly
 
+        request = friendly(request)
+        at = request.output or Path(bundle_name(request.model, request.recipe))
         if os.path.lexists(at):
             check_replaceable(at)
         with workspace(at) as folder:
