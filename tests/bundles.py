@@ -58,6 +58,7 @@ def compiled(model: Path, work: Path, marker: str = "one", task: str | None = No
         model=str(model),
         targets=("onnxruntime", "coreml", "executorch"),
         recipe="int8",
+        loaders=False,  # looked at in tests/toolchain/loaders
         output=work / "out.planish",
         task=task,
         runner={"coreml": "ssh mac /Users/somebody/bin/planish-run"},

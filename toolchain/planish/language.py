@@ -137,17 +137,22 @@ def ready(bundle: Bundle, name: str, command: Runner | None = None) -> Ready | U
 
 def stop_tokens(language: Language, artifact: Artifact) -> tuple[int, ...]:
     """Tokens that end an answer: of the tokenizer, generation_config.json, config.json and genai_config.json."""
-    folders = [artifact.folder]
-    if language.bundle.manifest.tokenizer:
-        folders.append(language.bundle.root / language.bundle.manifest.tokenizer)
-    found: set[int] = set(_numbers(language.tokenizer.eos_token_id))
+    return tuple(sorted({*_numbers(language.tokenizer.eos_token_id), *named_ends(language.bundle, artifact.folder)}))
+
+
+def named_ends(bundle: Bundle, artifact: Path) -> set[int]:
+    """Tokens that end an answer: what the files beside the tokenizer and in an artifact's folder say."""
+    folders = [artifact]
+    if bundle.manifest.tokenizer:
+        folders.append(bundle.root / bundle.manifest.tokenizer)
+    found: set[int] = set()
     for path in (f / n for f in folders for n in ("generation_config.json", "config.json", "genai_config.json")):
         if path.is_file():
             told = _read(path)
             for place in (told, told.get("text_config"), told.get("model")):
                 if isinstance(place, Mapping):
                     found.update(_numbers(place.get("eos_token_id")))
-    return tuple(sorted(found))
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

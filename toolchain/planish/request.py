@@ -95,6 +95,7 @@ class Request(BaseModel):
     verify: bool | None = Field(
         default=None, description="check every artifact (default: yes, for models of up to 2 billion weights)"
     )
+    loaders: bool = Field(default=True, description="put source code into the bundle that apps open it with")
     keep_failed: bool = Field(default=False, description="write the bundle even when a gate failed")
     threads: int = Field(default=1, ge=1, le=256, description="threads of the runtimes while verifying")
     timeout: float = Field(default=600.0, gt=0, le=_LONGEST_TIMEOUT, description="seconds until a runner is stopped")

@@ -14,8 +14,9 @@ from torch import Tensor
 from planish.bundle import contents
 from planish.bundle.codec import dump_manifest, json_bytes
 from planish.bundle.files import fingerprint, walk
-from planish.bundle.manifest import MANIFEST, PAGE, REPORT, Manifest
+from planish.bundle.manifest import MANIFEST, PAGE, REPORT, FileEntry, Manifest
 from planish.bundle.provenance import PROVENANCE, builder, provenance
+from planish.bundle.read import Bundle
 from planish.bundle.sbom import SBOM, sbom
 from planish.bundle.sources import check_unchanged, companions, licenses
 from planish.bundle.swap import check_replaceable, replacing
@@ -71,12 +72,22 @@ def _fill(compiled: Compiled, folder: Path, name: str) -> None:
     made = contents.manifest(compiled, name, files, tokenizer)
     (folder / PAGE).write_bytes(page(Subject(made, read_report(report, REPORT)), sealed=False))
     files[PAGE] = fingerprint(folder / PAGE)
+    if compiled.request.loaders:
+        files |= _write_loaders(Bundle(folder, made), folder)
     made = made.model_copy(update={"files": dict(sorted(files.items()))})
     for inside, document in documents(made).items():
         (folder / inside).write_bytes(document)
         files[inside] = fingerprint(folder / inside)
     made = made.model_copy(update={"files": dict(sorted(files.items()))})
     (folder / MANIFEST).write_bytes(dump_manifest(made))
+
+
+def _write_loaders(bundle: Bundle, folder: Path) -> dict[str, FileEntry]:
+    from planish.loaders import render  # it reads bundles, too
+
+    written = {f"{render.FOLDER}/{name}": data for name, data in render.loaders(bundle).items()}
+    render.put(written, folder)
+    return {name: fingerprint(folder / name) for name in written}
 
 
 def documents(manifest: Manifest) -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from planish.cli.commands.doctor import doctor_command
 from planish.cli.commands.eval import eval_command
 from planish.cli.commands.evidence import accept_command, attest_command
 from planish.cli.commands.inspect import inspect_command
+from planish.cli.commands.loaders import loaders_command
 from planish.cli.commands.pack import pack_command, unpack_command
 from planish.cli.commands.report import report_command
 from planish.cli.commands.run import run_command
@@ -83,6 +84,7 @@ for name, command, short in (
     ("eval", eval_command, "Measure a language model: perplexity, distance to the original."),
     ("report", report_command, "Write the report of a bundle as one page, or compare several."),
     ("bench", bench_command, "Measure artifacts; take measurements of devices; find what contradicts itself."),
+    ("loaders", loaders_command, "Write the source code that apps open a bundle with."),
     ("sign", sign_command, "Sign a bundle."),
     ("attest", attest_command, "Run an artifact here and sign what came out."),
     ("accept", accept_command, "Take the signed result of a device into a bundle."),

@@ -114,6 +114,10 @@ def compile_command(
         bool | None,
         typer.Option("--keep-failed/--no-keep-failed", help="Write the bundle also on exit 3."),
     ] = None,
+    loaders: Annotated[
+        bool | None,
+        typer.Option("--loaders/--no-loaders", help="Put source code for apps into the bundle.  [default: yes]"),
+    ] = None,
     runner: options.RunnerPairs = None,
     threads: Annotated[int | None, typer.Option(min=1, max=256, metavar="N", help="Threads of the runtimes.")] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Limit of one run.")] = None,
@@ -168,6 +172,7 @@ def compile_command(
         "logits": logits,
         "verify": verify,
         "keep_failed": keep_failed,
+        "loaders": loaders,
         "runner": options.pairs(runner, "--runner") or None,
         "threads": threads,
         "timeout": timeout,
