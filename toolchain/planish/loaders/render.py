@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from planish.bundle.read import Bundle
-from planish.loaders.contract import Contract, contract
+from planish.loaders.contract import Contract, Target, Tensor, contract
 from planish_passes.errors import PlanishError
 
 FOLDER = "loaders"  # inside a bundle
@@ -26,6 +26,16 @@ LANGUAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
         "onnxruntime": ("planish_loader/onnx_model.py",),
         "executorch": ("planish_loader/executorch_model.py",),
+    },
+    "cpp": {
+        "": (
+            "CMakeLists.txt",
+            "planish/bundle.hpp",
+            "planish/contract.hpp",
+            "planish/text.hpp",
+            "planish/tokenizers_cpp.hpp",
+        ),
+        "onnxruntime": ("planish/onnxruntime.hpp",),
     },
 }
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}  # the same in all of them
@@ -111,7 +121,7 @@ def _environment(language: str) -> Environment:
         keep_trailing_newline=True,
         autoescape=False,  # not HTML: strings go through `quote`, comments through `plain`
     )
-    made.filters.update(quote=partial(quote, language), plain=plain, shape=_shape, row=partial(_row, language))
+    made.filters.update(quote=partial(quote, language), plain=plain, shape=_shape, row=partial(_row, language), sizes=_sizes)
     return made
 
 
@@ -148,6 +158,14 @@ def plain(text: object) -> str:
 
 def _shape(shape: Sequence[int | str]) -> str:
     return plain("[" + ", ".join(str(size) for size in shape) + "]")
+
+
+def _sizes(port: Tensor, target: Target, unknown: int | None = None) -> list[int]:
+    """Sizes of a port; of a dimension that may vary `unknown`, or the smallest one."""
+    least = {name: low for name, low, _ in target.axes}
+    return [
+        size if isinstance(size, int) else least.get(size, 0) if unknown is None else unknown for size in port.shape
+    ]
 
 
 def _row(language: str, values: Sequence[int | str]) -> str:
