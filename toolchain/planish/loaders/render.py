@@ -121,7 +121,9 @@ def _environment(language: str) -> Environment:
         keep_trailing_newline=True,
         autoescape=False,  # not HTML: strings go through `quote`, comments through `plain`
     )
-    made.filters.update(quote=partial(quote, language), plain=plain, shape=_shape, row=partial(_row, language), sizes=_sizes)
+    made.filters.update(
+        quote=partial(quote, language), plain=plain, shape=_shape, row=partial(_row, language), sizes=_sizes
+    )
     return made
 
 

@@ -49,12 +49,14 @@ class Ask:
         devices: whose results count.
         policy: rules that it must keep; they name signers and devices themselves.
         run: run every artifact on the stored inputs.
+        tokenizer: libraries of apps must split texts as the model's own tokenizer does.
     """
 
     signers: Trusted | None = None
     devices: Trusted = field(default_factory=Trusted)
     policy: Demands | None = None
     run: bool = True
+    tokenizer: bool = False
 
 
 def verify_bundle(
@@ -84,6 +86,7 @@ def verify_bundle(
     """
     from planish.trust.evidence import judge_recorded  # which compares with what this package has
     from planish.trust.signed import check_policy, check_signature
+    from planish.verify.tokenizer import check_tokenizer
 
     bundle, ask = open_bundle(Path(path)), ask or Ask()
     progress.stage("hashes", f"{len(bundle.manifest.files)} files")
@@ -106,11 +109,17 @@ def verify_bundle(
         verdicts += (broken := check_policy(bundle, ask.policy, sent))
         if any(isinstance(v, Failed) for v in broken):
             return BundleReport(tuple(verdicts), (), signer)
+    split: dict[str, Verdict] = {}
+    if ask.tokenizer:
+        progress.stage("tokenizer")
+        split = check_tokenizer(bundle, timeout)
+        verdicts.append(split["bundle"])
     results = []
     for name in bundle.named(targets or ()):
         progress.stage(f"verify {name}")
         result = _target(bundle, name, Execution(threads, timeout, runner) if ask.run else None)
-        results.append(replace(result, verdicts=(*result.verdicts, *(s.verdict for s in sent if s.target == name))))
+        more = [s.verdict for s in sent if s.target == name] + ([split[name]] if name in split else [])
+        results.append(replace(result, verdicts=(*result.verdicts, *more)))
     return BundleReport(tuple(verdicts), tuple(results), signer)
 
 

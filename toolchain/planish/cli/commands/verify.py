@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,9 @@ def verify_command(
     threads: Annotated[int, typer.Option(min=1, max=256, metavar="N", help="Threads of the runtimes.")] = 1,
     timeout: Annotated[float, typer.Option(min=0.001, max=1e6, metavar="SECONDS", help="Limit of one run.")] = 600.0,
     run: Annotated[bool, typer.Option("--run/--no-run", help="Run every artifact.")] = True,
+    tokenizer: Annotated[
+        bool, typer.Option("--tokenizer", help="Apps' libraries must split hard texts as transformers does.")
+    ] = False,
     signature: Annotated[
         bool, typer.Option("--signature", help="It must be signed by somebody who is trusted.")
     ] = False,
@@ -61,6 +65,7 @@ def verify_command(
       planish verify my-model-int8.planish --policy policy.toml --no-run
       planish verify my-model-int8.planish --runner coreml="ssh mac planish-run"
       planish verify my-model-int8.planish --target coreml --attest mac.pem   # on a Mac: signed `executed` evidence
+      planish verify my-model-int8.planish --tokenizer
       planish verify my-model-int8.planish --json | jq .ok
 
     A policy names the signers that count and what is asked of each target; all that it does not find is refused:
@@ -84,7 +89,7 @@ def verify_command(
         from planish.verify.lowering import Execution
 
         signers = options.trusted(key, certificate, identity, issuer)
-        ask = _ask(signature, signers, evidence_key, policy, run)
+        ask = replace(_ask(signature, signers, evidence_key, policy, run), tokenizer=tokenizer)
         asked = options.known_targets(options.names(targets))
         options.check_commands(commands)
         with unpacked(bundle) as folder:
@@ -162,6 +167,11 @@ def _show_trust(report: BundleReport) -> None:
         for sent in (v for v in result.verdicts if v.check == "device" and isinstance(v, Passed)):
             console.print("evidence", style="green", end="  ")
             console.print(f"{result.target}: {sent.evidence} on {sent.device}", soft_wrap=True)
+    for split in (v for v in report.verdicts if v.check == "tokenizer" and isinstance(v, Passed)):
+        counts = {m.name: int(m.value) for m in split.metrics}
+        console.print("tokenizer", style="green", end="  ")
+        told = f"as transformers: {counts['texts']} texts, {counts['characters']:,} characters, {split.device}"
+        console.print(told, soft_wrap=True)
     if report.signer is not None:
         console.print("signed", style="green", end="  ")
         console.print(f"by {report.signer}", soft_wrap=True)
@@ -176,6 +186,8 @@ def _hint(report: BundleReport) -> str:
     checks = {verdict.check for _, verdict in report.failed}
     if "policy" in checks:
         return "get a bundle that keeps the policy, or change the policy on purpose"
+    if "tokenizer" in checks:
+        return "let the app bring another tokenizer library along, or another tokenizer.json"
     if "signature" in checks:
         return "get the bundle from its maker again, and do not ship this one"
     return "compile the model again, or copy the bundle again from where it was made"
