@@ -155,6 +155,7 @@ trust_remote_code = true
 logits = "all"
 verify = true
 keep_failed = true
+loaders = false
 threads = 2
 timeout = 9
 runner = {coreml = "ssh"}

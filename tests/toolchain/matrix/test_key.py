@@ -36,6 +36,7 @@ OTHER: dict[str, Any] = {
     "context": 3,
     "minimum_ios": 17,
     "ane": True,
+    "loaders": False,
     "dynamic": True,
     "trust_remote_code": True,
     "logits": "all",
