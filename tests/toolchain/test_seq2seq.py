@@ -117,7 +117,14 @@ def test_an_input_of_another_kind_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "target"), [("whisper", "onnxruntime"), ("t5", "onnxruntime"), ("bart", "executorch")]
+    ("family", "target"),
+    [
+        ("whisper", "onnxruntime"),
+        ("t5", "onnxruntime"),
+        ("bart", "executorch"),
+        ("whisper", "coreml"),
+        ("t5", "coreml"),
+    ],
 )
 def test_a_whole_compile_checks_both_programs(family: str, target: str, tmp_path: Path) -> None:
     random_model(MODELS[family](), auto(family)).save_pretrained(tmp_path / "model")

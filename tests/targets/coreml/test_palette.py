@@ -30,15 +30,19 @@ pytest.importorskip("coremltools")
 ROWS, GROUP, COLUMNS = 48, 16, 24  # three tables; three divides the columns too, so that the wrong axis fits
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Artifact]:
+def lowered(bits: int, into: Path) -> tuple[Program, Artifact]:
     torch.manual_seed(0)
     shared = program_of(nn.Linear(COLUMNS, ROWS), torch.randn(2, COLUMNS))
     shared = run_passes(shared, pipeline.fuse()).program
-    shared = run_passes(shared, (Palettise(dict.fromkeys(sites(shared), PaletteFormat(4, GROUP))),)).program
+    shared = run_passes(shared, (Palettise(dict.fromkeys(sites(shared), PaletteFormat(bits, GROUP))),)).program
     yardstick = run_passes(shared, pipeline.yardstick(torch.float16, "none")).program
     form = run_passes(yardstick, pipeline.for_target(TARGET.capabilities.keeps, None)).program
-    return form, TARGET.lower(form, tmp_path_factory.mktemp("palette"), Recipe("lut4", 4))
+    return form, TARGET.lower(form, into, Recipe("palettes", bits))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Artifact]:
+    return lowered(4, tmp_path_factory.mktemp("palette"))
 
 
 def found(form: Program, artifact: Artifact) -> set[str]:
@@ -112,6 +116,15 @@ def test_tables_and_indices_arrive_packed(made: tuple[Program, Artifact]) -> Non
     (stored,) = mil.load(made[1].path).quantized_weights().values()
     assert (stored.dtype, stored.op_type) == ("uint4", "constexpr_lut_to_dense")
     assert TARGET.read_weights(made[1]) == {}
+
+
+@pytest.mark.parametrize("bits", [2, 6, 8])
+def test_tables_of_other_sizes(bits: int, tmp_path: Path) -> None:
+    form, artifact = lowered(bits, tmp_path)
+    assert found(form, artifact) == set()
+    (stored,) = mil.load(artifact.path).quantized_weights().values()
+    assert stored.lut is not None
+    assert (stored.dtype, stored.lut.shape) == (f"uint{bits}", (ROWS // GROUP, 1, 2**bits, 1))
 
 
 @pytest.mark.parametrize("fault", [turn_tables_round, swap_halves_of_bytes, group_columns])
