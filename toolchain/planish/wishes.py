@@ -13,7 +13,7 @@ from planish_targets import registry
 from planish_targets.contract import Adapts, ReadsPalettes, Target, Wishes
 
 BLOCKWISE, PALETTES = "int4", "lut4"
-# The groups of which a source says that they stay on the Neural Engine (see coreml/advice.py)
+# The groups of which a source says that they stay on the Neural Engine (see coreml/rules.py)
 ANE_GROUP = 32
 
 

@@ -26,7 +26,7 @@ from planish_passes.weights import QuantizedTensor, TensorSpec, WeightFormat, We
 from planish_targets import runner as protocol
 from planish_targets.contract import Artifact, Evidence, Recipe, Runner, Unavailable
 from planish_targets.coreml import TARGET, mil
-from planish_targets.coreml.advice import RULES
+from planish_targets.coreml.rules import RULES
 from planish_targets.coreml.run import load
 from planish_targets.serve import Call
 
@@ -296,6 +296,15 @@ def test_wide_tables_and_fp32_operations_are_advised(tmp_path: Path) -> None:
     made = lowered(exported(Wide(), {"ids": torch.tensor([[1, 2]])}), FLOAT, tmp_path)
     lines = TARGET.placement(made.artifact).advice
     assert any("dimensions above 16384" in line and "[20000, 2]" in line for line in lines)
+
+
+def test_dilated_convolutions_are_advised(tmp_path: Path) -> None:
+    for dilation, about in ((1, "concerns nothing here"), (2, "concerns conv2d")):
+        (into := tmp_path / str(dilation)).mkdir()
+        layer = nn.Conv2d(4, 8, 3, dilation=dilation)
+        lines = TARGET.placement(lowered(exported(layer, {"x": torch.zeros(1, 4, 9, 9)}), FLOAT, into).artifact).advice
+        (line,) = (n for n in lines if "dilated convolutions" in n)
+        assert about in line
 
 
 def test_work_that_a_rule_speaks_about_is_not_counted_as_staying(tmp_path: Path) -> None:

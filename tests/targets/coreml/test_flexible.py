@@ -60,6 +60,7 @@ def test_lengths_that_are_named_and_no_others(tmp_path: Path) -> None:
     form, artifact = made("bert", tmp_path, NAMED, bits=8)
     assert max(error(form, artifact, n) for n in NAMED) < 2e-6
     assert artifact.options["lengths"] == NAMED
+    assert any("flexible input shapes" in a and "concerns input" in a for a in TARGET.placement(artifact).advice)
     with pytest.raises(PlanishError, match="its shape is") as caught:
         error(form, artifact, 12)
     assert "(1, 16)" in caught.value.hint

@@ -12,7 +12,7 @@ from torch import Tensor
 from planish_passes.errors import PlanishError
 from planish_targets.coreml.mil.errors import MilRunError, UnsupportedMilOp
 from planish_targets.coreml.mil.execute import STRUCTURAL, Decoded, Deferred, Execution, Precision, Tap, Value
-from planish_targets.coreml.mil.graph import Binding, Function, Named, Operation, Ref
+from planish_targets.coreml.mil.graph import Binding, Function, Immediate, Named, Operation, Ref
 from planish_targets.coreml.mil.ops import OPS
 from planish_targets.coreml.mil.ops.compress import packed_indices
 from planish_targets.coreml.mil.quantized import QuantizedBlob
@@ -196,6 +196,16 @@ class MilProgram:
         """
         value = self._constant(name)
         return Execution(self.function, "fp16", None, {}).dense(value, name)
+
+    def parameter(self, operation: str, name: str) -> Tensor | None:
+        """A constant that an operation (by the name of its result) takes under this name; None when it takes none."""
+        for found in self.function.block.walk():
+            if found.output == operation and name in found.inputs:
+                (binding,) = found.inputs[name]
+                if isinstance(binding, Immediate):
+                    return binding.value
+                return self.constant(binding.name) if isinstance(binding, Ref) else None
+        return None
 
     def quantized_weights(self) -> dict[str, QuantizedBlob]:
         """Every compressed weight as stored, by the output name of the operation that decompresses it."""
