@@ -26,6 +26,7 @@ from planish_targets.coreml.emit.naming import COMPRESSED, safe_name
 from planish_targets.coreml.emit.sizes import Size, shape_of
 from planish_targets.coreml.flexible import demand, flexible
 from planish_targets.coreml.positions import cut_to_context
+from planish_targets.coreml.stable import stabilise
 
 # coremltools' standard passes that are left out, each with its reason
 SKIPPED = frozenset(
@@ -98,6 +99,7 @@ def lower(program: Program, package: Path, chunks: Sequence[int] = (), wishes: W
             mil_program.export_as_multifunction = True
         ports = [] if program.states else flexible(program, wishes.lengths, kit)
         _convert(mil_program, package, kit, frozenset().union(*(e.mb.kept for e in emitters)), ports)
+    stabilise(package)
     notes = dict.fromkeys(note for e in emitters for note in e.notes)
     sizes = {name: _tokens(fixed) for name, fixed in functions.items()} if program.states else {}
     found = _found(mil_program, emitters[0].weights.quantized)

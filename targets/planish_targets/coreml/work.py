@@ -44,7 +44,8 @@ def _flops(operation: mil.MilOperation, shapes: Mapping[str, Shape], weights: Ma
         return 2 * size * max((_count(weights[n][1:]) for n in operation.inputs if n in weights), default=1)
     given = [shapes[name] for name in operation.inputs if name in shapes]
     if operation.type == "matmul":  # x [..., M, K] and y [..., K, N], either turned: (M K) (K N) / (M N) = K^2
-        x, y = (_count(s[-2:]) for s in given[:2]) if len(given) > 1 else (1, 1)
+        # Inputs come in the order of their parameters: transpose_x, transpose_y, x, y.
+        x, y = (_count(s[-2:]) for s in given[-2:]) if len(given) > 1 else (1, 1)
         return 2 * size * max(1, round((x * y / max(_count((operation.outputs[0].shape or ())[-2:]), 1)) ** 0.5))
     return 0 if operation.type in _FREE else size
 

@@ -8,15 +8,19 @@ planish.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ORT_FILE = "model.ort"
 SMALLEST = 1024  # tensors below this many bytes stay inside model.onnx
+_FIXED = "PLANISH_FIXED_ADDRESSES"
+_NO_RANDOM, _ASK = 0x0040000, 0xFFFFFFFF  # personality(2): ADDR_NO_RANDOMIZE; tell, and change nothing
 LARGE = 64 * 1024  # bytes; a tensor of this size that is stored twice is worth a note
 
 
@@ -55,7 +59,17 @@ def convert(folder: Path, file: str) -> list[str]:
             target_platform="arm",
             enable_type_reduction=True,
         )
+    _name_no_place(folder)
     return _share(folder, file)
+
+
+def _name_no_place(folder: Path) -> None:
+    """The list of operators says where the model was on this machine, and every build is in another folder."""
+    for listed in folder.glob("*.config"):
+        lines = listed.read_text("utf-8").splitlines(keepends=True)
+        listed.write_text(
+            "".join(line.replace(f"{folder}/", "") if line[0] == "#" else line for line in lines), "utf-8"
+        )
 
 
 def _share(folder: Path, file: str) -> list[str]:
@@ -98,5 +112,36 @@ def _offsets(path: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
+def fixed_addresses() -> bool:
+    """True where this system lets a process run at fixed addresses: then model.ort is the same in every build.
+
+    The file ends with tables of kernels that ONNX Runtime keeps by hash, and the hash starts from an address.
+    """
+    return _personality() is not None
+
+
+def _personality() -> int | None:
+    """What to pass to personality(2); None where it is refused (containers often do) or unknown."""
+    if sys.platform != "linux":
+        return None
+    system = ctypes.CDLL(None)
+    before = system.personality(_ASK)
+    wanted = before | _NO_RANDOM
+    # For the programs that this process starts from now on; it is set back at once.
+    if before == -1 or system.personality(wanted) == -1:
+        return None
+    system.personality(before)
+    return int(wanted)
+
+
+def _fix_addresses() -> None:
+    """Start again at fixed addresses, where that is possible."""
+    wanted = _personality()
+    if wanted is not None and _FIXED not in os.environ:
+        ctypes.CDLL(None).personality(wanted)
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, _FIXED: "1"})
+
+
 if __name__ == "__main__":
+    _fix_addresses()
     print(json.dumps(convert(Path(sys.argv[1]), sys.argv[2])))

@@ -158,7 +158,7 @@ class _Reader:
         label = outputs[0].name if outputs else proto.type
         name = label
         inputs: dict[str, tuple[Binding, ...]] = {}
-        for key, argument in proto.inputs.items():
+        for key, argument in sorted(proto.inputs.items()):  # protobuf's own order differs from process to process
             inputs[key] = tuple(self.binding(entry, f"{label}.{key}") for entry in argument.arguments)
         # before iOS 18 the parameters of constexpr ops are attributes, as the value of a const still is
         for key, value in proto.attributes.items():
