@@ -359,6 +359,20 @@ class Adapts(Protocol):
 
 
 @runtime_checkable
+class SplitsWeights(Target, Protocol):
+    """A target that can write weights into a file of their own."""
+
+    def with_split_weights(self) -> Target:
+        """The same target, which does."""
+        ...
+
+    def share_weights(self, artifacts: Sequence[Artifact]) -> tuple[Artifact, ...]:
+        """Programs of one model over one file of weights, in each folder under the same name; unchanged where that
+        saves next to nothing. Rewrites the files."""
+        ...
+
+
+@runtime_checkable
 class ReadsPalettes(Protocol):
     """A target that stores weights as indices into tables (`planish.linear_lut`)."""
 

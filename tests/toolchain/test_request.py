@@ -153,6 +153,7 @@ minimum_ios = 17
 ane = true
 trust_remote_code = true
 logits = "all"
+split_weights = true
 verify = true
 keep_failed = true
 loaders = false

@@ -13,16 +13,20 @@ from support import random_model, store_of
 from torch import Tensor, nn
 
 from planish import build
+from planish.bundle import open_bundle, write_bundle
 from planish.capture import capture
-from planish.compiled import Silent
+from planish.compiled import Compiled, Silent
 from planish.request import Request
+from planish.sharing import CHECK
 from planish.tasks.seq2seq import MASK, DecodePart, EncodePart
-from planish.verdict import Failed
+from planish.verdict import Failed, Passed
+from planish.verify import verify_bundle
 from planish_passes import pipeline
 from planish_passes.errors import PlanishError
 from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
+from planish_targets import registry
 
 _TWO = {"encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
 _WIDE = {**_TWO, "d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 128}
@@ -116,6 +120,12 @@ def test_an_input_of_another_kind_is_refused_by_name() -> None:
         capture(auto("whisper"), config, EncodePart("x"), lambda model: None)  # type: ignore[arg-type, return-value]
 
 
+def compiled(family: str, target: str, into: Path, **asked: Any) -> Compiled:
+    random_model(MODELS[family](), auto(family)).save_pretrained(into / "model")
+    request = Request(model=str(into / "model"), targets=(target,), recipe="int8", **asked)
+    return build.compile_model(request, Silent(), into / "work")
+
+
 @pytest.mark.parametrize(
     ("family", "target"),
     [
@@ -127,15 +137,38 @@ def test_an_input_of_another_kind_is_refused_by_name() -> None:
     ],
 )
 def test_a_whole_compile_checks_both_programs(family: str, target: str, tmp_path: Path) -> None:
-    random_model(MODELS[family](), auto(family)).save_pretrained(tmp_path / "model")
-    request = Request(model=str(tmp_path / "model"), targets=(target,), recipe="int8")
-    result = build.compile_model(request, Silent(), tmp_path / "work")
+    split = target == "executorch"
+    result = compiled(family, target, tmp_path, split_weights=split)
     assert not result.failed, result.failed
     assert [t.target for t in result.targets] == [f"{target}/encode", f"{target}/decode"]
     checks = [{v.check for v in t.verdicts} for t in result.targets]
     assert checks[0] >= {"quality", "weights", "lowering"}
     assert checks[1] >= {"quality", "weights", "lowering", "decoding"}
     assert all(next(d for d in t.drift if d.of == "quantisation").layers for t in result.targets)
+    one_set_of_integers(result, 0 if family == "whisper" else 1)
+    if split:
+        one_file_of_weights(result, tmp_path / "bart.planish")
+
+
+def one_set_of_integers(result: Compiled, common: int) -> None:
+    """What both programs read is the same in the files of both, though one of them writes with it."""
+    found = [registry.find(t.target.partition("/")[0]).read_weights(t.artifact) for t in result.targets if t.artifact]
+    both = found[0].keys() & found[1].keys()
+    assert len(both) == common
+    for name in both:
+        assert all(torch.equal(getattr(found[0][name], p), getattr(found[1][name], p)) for p in ("values", "scales"))
+
+
+def one_file_of_weights(result: Compiled, at: Path) -> None:
+    """Both programs ran over it with the bits that they had before, and run over it in the bundle."""
+    assert all(any(isinstance(v, Passed) and v.check == CHECK for v in t.verdicts) for t in result.targets)
+    write_bundle(result, at)
+    encode, decode = (at / "targets" / t.target / "model.ptd" for t in result.targets)
+    assert encode.samefile(decode)
+    files = open_bundle(at).manifest.files
+    assert files["targets/executorch/encode/model.ptd"] == files["targets/executorch/decode/model.ptd"]
+    report = verify_bundle(at, targets=None, runner={}, threads=1, timeout=600, progress=Silent())
+    assert [type(v) for t in report.targets for v in t.verdicts] == [Passed, Passed], report.failed
 
 
 def test_a_decoder_that_ignores_the_encoder_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

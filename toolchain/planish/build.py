@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -23,6 +24,7 @@ from planish.quantising import checked, palette_rounding, palettise, quantise, r
 from planish.recipes import RecipeSpec
 from planish.request import Request
 from planish.requirements import demand
+from planish.sharing import share_weights, split, stored_twice
 from planish.source import Source, open_source
 from planish.tasks import PROGRAMS, Task
 from planish.tasks.generation import TOKENS
@@ -51,8 +53,15 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
         PlanishError: the request cannot be met at all (model, task, recipe, target). What fails later is a verdict.
     """
     job = _open(request, progress, workdir)
-    made = [job.make(task) for task in job.tasks]
+    made: list[_Made] = []
+    for task in reversed(job.tasks):  # what the last program writes with is stored as it needs it, for all
+        made.insert(0, job.make(task, {name: form for m in made for name, form in m.formats.items()}))
     results = tuple(sorted((r for m in made for r in m.results), key=job.order))
+    if request.split_weights:
+        progress.stage("share", "weights that several programs read")
+        results = share_weights(results, job.targets, job.request)
+    else:
+        job.notes.update(dict.fromkeys(stored_twice([m.weights for m in made], job.targets)))
     if job.request.verify:
         job.notes.update(dict.fromkeys(nothing_ran(results)))
     return Compiled(
@@ -70,7 +79,7 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
 def _open(request: Request, progress: Progress, workdir: Path) -> _Job:
     request = friendly(request)
     recipe = recipe_of(request)
-    targets = tuple(registry.find(name) for name in dict.fromkeys(request.targets))
+    targets = split(request, [registry.find(name) for name in dict.fromkeys(request.targets)])
     for target in targets:
         demand(target)
     targets = adapted(targets, request)
@@ -105,12 +114,17 @@ def _open(request: Request, progress: Progress, workdir: Path) -> _Job:
 
 @dataclass(frozen=True)
 class _Made:
-    """What became of one program of the model."""
+    """What became of one program of the model.
+
+    Args:
+        formats: weight name -> what it was quantised to.
+    """
 
     verdicts: list[Verdict]
     outcomes: tuple[Outcome, ...]
     weights: tuple[TensorBytes, ...]
     results: tuple[TargetResult, ...]
+    formats: Mapping[str, WeightFormat]
 
 
 @dataclass(frozen=True)
@@ -140,8 +154,12 @@ class _Job:
         """Place of a result in the report: by target, as requested."""
         return [t.name for t in self.targets].index(result.target.partition("/")[0])
 
-    def make(self, task: Task) -> _Made:
-        """One program: captured, fused, quantised, lowered for every target."""
+    def make(self, task: Task, given: Mapping[str, WeightFormat]) -> _Made:
+        """One program: captured, fused, quantised, lowered for every target.
+
+        Args:
+            given: formats of weights that another program reads as well: a weight has one set of integers.
+        """
         request, name = self.request, task.entry if len(self.tasks) > 1 else ""
         self.progress.stage(f"capture {name}".strip(), self.source.architecture)
         opened: list[Loaded] = []
@@ -159,33 +177,42 @@ class _Job:
         floating = run_passes(replace(captured.program, facts=facts), pipeline.fuse())
         exam = self._exam(task, floating.program)
         verdicts = [exam.capture(floating.program)]
-        quantised = self._quantised(task, floating.program, opened[-1], verdicts)
+        quantised, formats = self._quantised(task, floating.program, opened[-1], verdicts, given)
         program = replace(quantised.program, weights=quantised.program.weights.memoised(_MEMORY))
         bits = max(widths(program).values(), default=0)
         shared = Shared(request, Recipe(self.recipe.name, bits), task, program, self.source, exam, name)
         results = tuple(lower(shared, target, self.progress, self.workdir) for target in self.targets)
-        return _Made(verdicts, (floating, quantised), _bytes(floating.program, quantised.program), results)
+        return _Made(verdicts, (floating, quantised), _bytes(floating.program, quantised.program), results, formats)
 
-    def _quantised(self, task: Task, program: Program, loaded: Loaded, verdicts: list[Verdict]) -> Outcome:
+    def _quantised(
+        self,
+        task: Task,
+        program: Program,
+        loaded: Loaded,
+        verdicts: list[Verdict],
+        given: Mapping[str, WeightFormat],
+    ) -> tuple[Outcome, Mapping[str, WeightFormat]]:
         self.progress.stage("quantise", self.recipe.name)
         if self.recipe.keeps:
             outcome = keep(program, loaded.stored)
             if self.request.verify:
                 verdicts.append(check_kept(outcome.program, program.weights))
-            return outcome
+            return outcome, {}
         format = weight_format(self.request, self.recipe, task)
         if format is None:
-            return Outcome(program)
+            return Outcome(program), {}
         how, formats = rounding(self.request, format, task, self.count), dict[str, WeightFormat]()
         folder, before = self.workdir / "quantised" / task.entry, Outcome(program)
         if self.recipe.palette is not None:
             before = self._palettised(task, program, format, folder / "palettes")
         else:
             formats = budget.formats(program, format, self.request, task, self.source, self.progress)
+        formats |= {name: form for name, form in given.items() if name in program.weights}
         outcome = quantise(before.program, format, how, self.source, task, folder, self.progress, formats)
         if self.request.verify:
             verdicts.append(check_program_weights(outcome.program, program.weights, how == "nearest"))
-        return Outcome(outcome.program, (*before.steps, *outcome.steps))
+        stored = {name: formats.get(name, format) for name in widths(outcome.program)}
+        return Outcome(outcome.program, (*before.steps, *outcome.steps)), stored
 
     def _palettised(self, task: Task, program: Program, others: WeightFormat, folder: Path) -> Outcome:
         how = palette_rounding(self.request, program, task, self.source, self.count)

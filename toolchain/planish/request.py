@@ -92,6 +92,9 @@ class Request(BaseModel):
     logits: Literal["last", "all"] = Field(
         default="last", description="language models: logits of the last position of a call, or of all"
     )
+    split_weights: bool = Field(
+        default=False, description="ExecuTorch: weights in a file of their own (.ptd), beside a small program (.pte)"
+    )
     verify: bool | None = Field(
         default=None, description="check every artifact (default: yes, for models of up to 2 billion weights)"
     )

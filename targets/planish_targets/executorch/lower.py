@@ -55,7 +55,14 @@ class Written:
     inner: Mapping[str, str] = field(default_factory=dict)
 
 
-def write(program: Program, to: Path, facts: Mapping[str, object] | None = None, edge: Edge | None = None) -> Written:
+def write(
+    program: Program,
+    to: Path,
+    facts: Mapping[str, object] | None = None,
+    edge: Edge | None = None,
+    *,
+    split: bool = False,
+) -> Written:
     """Lower and write.
 
     Args:
@@ -63,6 +70,7 @@ def write(program: Program, to: Path, facts: Mapping[str, object] | None = None,
         to: the file.
         facts: values of constant methods, by name.
         edge: partitions and lowers to a delegate; None = XNNPACK.
+        split: constants go into a .ptd file of the same name, if there are any.
 
     Raises:
         PlanishError: an operator has no form here; names it, its module and the way out.
@@ -70,11 +78,12 @@ def write(program: Program, to: Path, facts: Mapping[str, object] | None = None,
     _check(program)
     with quiet(), lean(), torch.no_grad(), settled(program.graph):
         program, caches = inside(with_kernels(program.copy()))
-        manager, written = _lower(_with_weights(program), program, facts or {}, edge or _xnnpack)
+        manager, written = _lower(_with_weights(program), program, facts or {}, edge or _xnnpack, to if split else None)
         longest = program.axes["sequence"][1] if caches and "sequence" in program.axes else int(bool(caches))
         written = replace(written, caches=caches, longest=longest)
         with to.open("wb") as file:
             manager.write_to_file(file)
+        manager.write_tensor_data_to_file(str(to.parent))
     return written
 
 
@@ -95,7 +104,7 @@ def _xnnpack(exported: ExportedProgram, facts: Mapping[str, object]) -> Any:
 
 
 def _lower(
-    exported: ExportedProgram, program: Program, facts: Mapping[str, object], lowered: Edge
+    exported: ExportedProgram, program: Program, facts: Mapping[str, object], lowered: Edge, split: Path | None
 ) -> tuple[Any, Written]:
     try:
         edge = lowered(exported, facts)
@@ -106,7 +115,7 @@ def _lower(
     portable = sum("delegate" not in n.name for n in _calls(graph))
     modules = _modules_by_handle(graph)
     try:
-        manager = edge.to_executorch()
+        manager = edge.to_executorch(_outside(edge, split.stem) if split else None)
     except _LOWERING_ERRORS as problem:
         raise _refusal(graph.graph, problem) from problem
     _check_kernels(manager, modules)
@@ -123,6 +132,17 @@ def _lower(
         kernel_libraries=libraries,
         inner=_inner_modules(manager, handles),
     )
+
+
+def _outside(edge: Any, name: str) -> Any:
+    """Settings that put constants into a file of this name. The runtime looks for names in both files, so that what
+    delegates ask for only changes its place."""
+    from executorch.exir import ExecutorchBackendConfig
+
+    store = edge._named_data_store
+    if store.pte_data:
+        store.external_data[name], store.pte_data = store.pte_data, {}
+    return ExecutorchBackendConfig(external_constants=lambda node: name)
 
 
 def _check(program: Program) -> None:

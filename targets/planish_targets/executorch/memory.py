@@ -29,20 +29,19 @@ def method(file: PteFile, graphs: Mapping[int, Graph]) -> Method:
         file: the artifact.
         graphs: delegate -> XNNPACK graph.
     """
-    sizes = file.named_sizes()
     tables = _tables(file)
     each = {index: _constants(graph) for index, graph in graphs.items()}
-    keys = {key for graph in each.values() for key in graph}
+    sizes = {key: file.named_size(key) for graph in each.values() for key in graph}
     states = state_bytes(file)
     moving = 2 if _lengths_vary(file) else 1
     memory = Memory(
-        stored=tables + sum(sizes.get(k, 0) for k in keys),
+        stored=tables + sum(sizes.values()),
         mapped=tables,
-        packed=sum(sizes.get(k, 0) * times for graph in each.values() for k, times in graph.items()),
+        packed=sum(sizes[k] * times for graph in each.values() for k, times in graph.items()),
         activations=file.planned_bytes() - states,
         states=states,
         workspace=moving * max((_workspace(g) for g in graphs.values()), default=0),
-        loading=max((sum(sizes.get(k, 0) for k in graph) for graph in each.values()), default=0),
+        loading=max((sum(sizes[k] for k in graph) for graph in each.values()), default=0),
         bookkeeping=_PER_OPERATION * sum(len(g["xnodes"]) for g in graphs.values()),
         code=_CODE,
     )
@@ -51,12 +50,11 @@ def method(file: PteFile, graphs: Mapping[int, Graph]) -> Method:
 
 def _tables(file: PteFile) -> int:
     """Bytes of constants of the plan, each once."""
-    seen = {}
-    for index, value in enumerate(file.plan.values):
-        if file.is_constant(index):
-            itemsize = SCALAR_TYPES[int(value.val.scalar_type)].itemsize
-            seen[value.val.data_buffer_idx] = torch.Size(value.val.sizes).numel() * itemsize
-    return sum(seen.values())
+    return sum(_nbytes(file.plan.values[index].val) for index in file.constants().values())
+
+
+def _nbytes(tensor: Any) -> int:
+    return torch.Size(tensor.sizes).numel() * SCALAR_TYPES[int(tensor.scalar_type)].itemsize
 
 
 def _constants(graph: Graph) -> dict[str, int]:
@@ -105,7 +103,7 @@ def state_bytes(file: PteFile) -> int:
             tensor = file.plan.values[index].val
             if index in written or type(tensor).__name__ != "Tensor" or tensor.allocation_info is None:
                 continue
-            found[index] = torch.Size(tensor.sizes).numel() * SCALAR_TYPES[int(tensor.scalar_type)].itemsize
+            found[index] = _nbytes(tensor)
         written |= made
     return sum(found.values())
 

@@ -128,19 +128,17 @@ def _port(tensor: Any) -> str:
 def _stored_bytes(file: PteFile, others: Iterable[Payload]) -> dict[str, int]:
     """dtype -> bytes of constants in the file, each counted once."""
     total, seen = Counter[str](), set[object]()
-    for index, value in enumerate(file.plan.values):
-        if file.is_constant(index) and value.val.data_buffer_idx not in seen:
-            seen.add(value.val.data_buffer_idx)
-            dtype = SCALAR_TYPES[int(value.val.scalar_type)]
-            total[str(dtype).removeprefix("torch.")] += torch.Size(value.val.sizes).numel() * dtype.itemsize
-    sizes = {e.key: file.program.segments[e.segment_index].size for e in file.program.named_data or ()}
+    for index in file.constants().values():
+        tensor = file.plan.values[index].val
+        dtype = SCALAR_TYPES[int(tensor.scalar_type)]
+        total[str(dtype).removeprefix("torch.")] += torch.Size(tensor.sizes).numel() * dtype.itemsize
     for graph in xnnpack_graphs(file).values():
         for value in graph["xvalues"]:
             tensor = value["xvalue_union"].get("tensor_value", value["xvalue_union"])
             key = graph["constant_data"][tensor["constant_buffer_idx"]]["named_key"]
             if tensor["constant_buffer_idx"] and key not in seen:
                 seen.add(key)
-                total[_DATATYPES.get(tensor["datatype"], tensor["datatype"])] += sizes.get(key, 0)
+                total[_DATATYPES.get(tensor["datatype"], tensor["datatype"])] += file.named_size(key)
     for payload in others:
         total.update(payload.dtypes)
     return dict(total)
@@ -152,4 +150,5 @@ _DATATYPES = {
     "xnn_datatype_qcint8": "int8",
     "xnn_datatype_qint8": "int8",
     "xnn_datatype_qcint4": "int4",
+    "xnn_datatype_qbint4": "int4",
 }

@@ -6,8 +6,9 @@ import json
 import mmap
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from planish_passes.errors import PlanishError
 from planish_targets.executorch.header import Header, read_header
+from planish_targets.executorch.ptd import SUFFIX, DataFile, open_ptd
 from planish_targets.executorch.quiet import quiet
 
 XNNPACK = "XnnpackBackend"
+_EXTERNAL = 1  # TensorDataLocation
 # ExecuTorch's scalar types have the numbers of c10's.
 SCALAR_TYPES = {
     0: torch.uint8,
@@ -66,26 +69,59 @@ class PteFile:
         begin = self.header.base + at.offset
         return self._bytes[begin : begin + at.size]
 
-    def named_sizes(self) -> dict[str, int]:
-        """Bytes of every named constant."""
-        return {e.key: self.program.segments[e.segment_index].size for e in self.program.named_data or ()}
+    @cached_property
+    def data(self) -> DataFile:
+        """The .ptd file of the same name, for what the program keeps outside.
+
+        Raises:
+            PlanishError: it is not there, or not whole.
+        """
+        return open_ptd(self.path.with_suffix(SUFFIX))
+
+    @cached_property
+    def _segments(self) -> dict[str, int]:
+        return {e.key: e.segment_index for e in self.program.named_data or ()}
+
+    def named_size(self, key: str) -> int:
+        """Bytes of one named constant; see `named`."""
+        inside = self._segments.get(key)
+        return self.data.place(key)[1] if inside is None else int(self.program.segments[inside].size)
 
     def named(self, key: str) -> bytes:
-        """The bytes of one named constant (the delegates' weights)."""
-        for entry in self.program.named_data or ():
-            if entry.key == key:
-                return self.segment(entry.segment_index)
-        raise PlanishError(f"constant {key!r} is not in the .pte file", str(self.path), "compile the model again")
+        """The bytes of one named constant (the delegates' weights), from this file or its .ptd.
+
+        Raises:
+            PlanishError: it is in neither, or the .ptd is not there.
+        """
+        inside = self._segments.get(key)
+        return self.data.named(key) if inside is None else self.segment(inside)
+
+    def outside(self, value: int) -> str:
+        """Name in the .ptd file of a constant tensor of the plan; "" when it is in this file."""
+        told = self.plan.values[value].val.extra_tensor_info
+        return str(told.fully_qualified_name) if told is not None and int(told.location) == _EXTERNAL else ""
 
     def is_constant(self, value: int) -> bool:
-        """True when value `value` of the plan is a tensor whose data is stored in the file."""
+        """True when value `value` of the plan is a tensor whose data is stored in the file, or in its .ptd."""
         tensor = self.plan.values[value].val
-        return type(tensor).__name__ == "Tensor" and tensor.data_buffer_idx > 0 and tensor.allocation_info is None
+        if type(tensor).__name__ != "Tensor" or tensor.allocation_info is not None:
+            return False
+        return bool(tensor.data_buffer_idx > 0 or self.outside(value))
+
+    def constants(self) -> dict[Hashable, int]:
+        """Each stored constant of the plan once: a key of its own -> index of the first value that it is."""
+        found: dict[Hashable, int] = {}
+        for index, value in enumerate(self.plan.values):
+            if self.is_constant(index):
+                found.setdefault(self.outside(index) or value.val.data_buffer_idx, index)
+        return found
 
     def constant(self, value: int) -> Tensor:
         """The data of a constant tensor of the plan, by value index."""
         tensor = self.plan.values[value].val
         dtype, sizes = SCALAR_TYPES[int(tensor.scalar_type)], tuple(tensor.sizes)
+        if key := self.outside(value):
+            return from_bytes(self.data.named(key), dtype, sizes)
         where = self.program.constant_segment
         begin = self.header.base + self.program.segments[where.segment_index].offset
         begin += where.offsets[tensor.data_buffer_idx]

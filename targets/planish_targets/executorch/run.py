@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from planish_passes.errors import PlanishError
+from planish_targets.executorch.attached import attached
 from planish_targets.executorch.header import read_header
 from planish_targets.executorch.pte import INSTALL
 from planish_targets.executorch.quiet import quiet
@@ -28,6 +29,7 @@ def load(call: Call) -> Model:
         PlanishError: the file is not a whole .pte, the runtime refuses it, or its ports are not known.
     """
     read_header(call.path)
+    data = attached(call)
     inputs, outputs = _names(call, "inputs"), _names(call, "outputs")
     dtypes = [getattr(torch, d) for d in _names(call, "input_dtypes")]
     skip_compiler()
@@ -40,7 +42,7 @@ def load(call: Call) -> Model:
             more_kernels(call)
         try:
             runtime = Runtime.get()
-            program = runtime.load_program(call.path, verification=Verification.InternalConsistency)
+            program = runtime.load_program(call.path, verification=Verification.InternalConsistency, data_path=data)
             method = program.load_method("forward")
         except RuntimeError as problem:
             raise PlanishError(told(problem), str(call.path), _DEFECT) from problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ from planish_targets.contract import (
     Target,
     Unavailable,
 )
+from planish_targets.executorch.attached import recorded_data
 from planish_targets.executorch.attention import ExpandAttention
 from planish_targets.executorch.forms import InferredLength, NormByProduct, RotaryByProduct, Share
 from planish_targets.executorch.header import is_pte
@@ -54,6 +55,17 @@ class ExecutorchTarget:
     requires: Mapping[str, str] = field(default_factory=lambda: {"executorch": ">=1.5,<1.6", "torch": ">=2.13,<2.14"})
     extra: str = "executorch"
     capabilities: Capabilities = _CAPABILITIES
+    split: bool = False
+
+    def with_split_weights(self) -> Target:
+        """The same, with weights in a .ptd file of their own."""
+        return replace(self, split=True)
+
+    def share_weights(self, artifacts: Sequence[Artifact]) -> tuple[Artifact, ...]:
+        """See `planish_targets.executorch.share`."""
+        from planish_targets.executorch.share import share
+
+        return share(artifacts)
 
     @property
     def variants(self) -> Mapping[str, Target]:
@@ -86,7 +98,7 @@ class ExecutorchTarget:
         )
 
     def lower(self, program: Program, into: Path, recipe: Recipe) -> Artifact:
-        """Write `model.pte`.
+        """Write `model.pte`, and `model.ptd` where weights are split off.
 
         Raises:
             PlanishError: an operator has no form here (named with its module); executorch is not installed.
@@ -96,7 +108,7 @@ class ExecutorchTarget:
             raise PlanishError(f"lowering to executorch is not possible: {missing}", f"target {self.name}", INSTALL)
         from planish_targets.executorch.weights import duplicates, locate
 
-        written = write(program, into / FILE, facts(program))
+        written = write(program, into / FILE, facts(program), split=self.split)
         file = open_pte(into / FILE)
         options: dict[str, object] = {
             "inputs": [p.name for p in written.inputs],
@@ -111,6 +123,7 @@ class ExecutorchTarget:
             "kernel_modules": list(written.kernels),
             "delegate_modules": {str(handle): path for handle, path in written.handles.items()},
             "weights": locate(file, program),
+            **recorded_data(into / FILE),
         }
         twice = duplicates(options["weights"])  # type: ignore[arg-type]
         return Artifact(self.name, into, FILE, options, _notes(options, twice))
@@ -233,7 +246,10 @@ def facts(program: Program) -> dict[str, object]:
 
 
 def _notes(options: Mapping[str, object], twice: int) -> tuple[str, ...]:
-    notes: tuple[str, ...] = (
+    notes: tuple[str, ...] = ()
+    if isinstance(data := options.get("data"), dict):
+        notes += (f"weights are in {data['file']}: the runtime is given both files, and crashes without this one",)
+    notes += (
         f"planned memory: {options['planned_bytes']:,} bytes, beside the weights and what XNNPACK allocates itself",
         f"{options['delegated']} operations run in {options['subgraphs']} XNNPACK delegates, "
         f"{options['portable']} in portable kernels",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from planish_passes.errors import PlanishError
+from planish_targets.executorch.attached import attached
 from planish_targets.executorch.header import read_header
 from planish_targets.executorch.pte import INSTALL
 from planish_targets.executorch.quiet import quiet
@@ -103,7 +104,8 @@ def _runner(call: Call, tokenizer: Path, tokens: int) -> tuple[Any, Any]:
         if call.options.get("kernels"):
             more_kernels(call)
         try:
-            runner = TextLLMRunner(str(call.path), str(tokenizer))
+            data = attached(call)
+            runner = TextLLMRunner(str(call.path), str(tokenizer), None if data is None else str(data))
         except RuntimeError as problem:
             raise PlanishError(told(problem), str(call.path), "its log names what it misses") from problem
     return runner, GenerationConfig(echo=False, temperature=0.0, max_new_tokens=tokens, num_bos=0, num_eos=0)

@@ -31,6 +31,7 @@ from planish_targets.executorch import TARGET, lean
 from planish_targets.executorch.pairs import PINNED
 from planish_targets.executorch.pte import open_pte
 from planish_targets.executorch.retrace import Memory
+from planish_targets.executorch.tables import offsets
 from planish_targets.executorch.weights import same
 
 pytest.importorskip("executorch")
@@ -233,7 +234,7 @@ def test_dropped_zero_points_are_seen(tmp_path: Path) -> None:
     assert difference(wrong, prepared("llama", "int4")[0]) > 1e-2
 
 
-def test_transposed_scales_are_seen(tmp_path: Path) -> None:
+def test_scales_in_another_order_do_not_fit_to_zero_points(tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     artifact, wanted = made("llama"), quantized(prepared("llama", "int4")[0])[name]
     stored = wanted.scales.flatten().contiguous().numpy().tobytes()
@@ -243,6 +244,35 @@ def test_transposed_scales_are_seen(tmp_path: Path) -> None:
     with pytest.raises(PlanishError, match="do not fit to its scales") as caught:
         TARGET.read_weights(wrong)
     assert caught.value.where == name
+
+
+def test_transposed_scales_are_seen(tmp_path: Path) -> None:
+    """Written by a lowering that takes the scales of groups in the wrong order, and fits everything else to them."""
+    name, yardstick = "model.layers.0.mlp.up_proj.weight", prepared("llama", "int8")[0]
+    wanted = quantized(yardstick)[name]
+    assert wanted.scales.shape[1] > 1
+    turned = wanted.scales.t().reshape(wanted.scales.shape)
+    planted = dataclasses.replace(yardstick, weights=yardstick.weights.with_tensor(f"{name}.q_scales", turned))
+    rest = (*pipeline.for_target(TARGET.capabilities.keeps, None), *TARGET.passes(Recipe("int8", 8)))
+    wrong = TARGET.lower(run_passes(planted, rest).program, tmp_path, Recipe("int8", 8))
+    found = TARGET.read_weights(wrong)
+    assert [n for n, t in quantized(yardstick).items() if not same(found[n], t)] == [name]
+    assert torch.equal(found[name].scales, turned)
+    assert difference(wrong, yardstick) > 1e-2
+
+
+def test_dropped_zero_points_of_a_table_are_seen(tmp_path: Path) -> None:
+    """Stored as products with their scales; the linear that the table is as well still has them."""
+    artifact, name = made("llama"), "lm_head.weight"
+    wanted = quantized(prepared("llama", "int4")[0])[name]
+    assert wanted.zero_points is not None
+    stored = offsets(wanted.scales, wanted.zero_points).numpy().tobytes()
+    assert artifact.path.read_bytes().count(stored) == 1
+    wrong = _changed(artifact, tmp_path, lambda data: data.replace(stored, bytes(len(stored))))
+    with pytest.raises(PlanishError, match="copies of a quantised weight") as caught:
+        TARGET.read_weights(wrong)
+    assert caught.value.where == name
+    assert difference(wrong, prepared("llama", "int4")[0]) > 1e-2
 
 
 def test_a_truncated_file_is_a_reason_and_no_crash(tmp_path: Path) -> None:

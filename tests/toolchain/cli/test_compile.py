@@ -79,9 +79,9 @@ def test_flags_reach_the_request(run: Any, build: Any) -> None:
     run("compile", "m", "-t", "coreml", *flags.split(), "--threads", 2, "--timeout", 9.5, "--gate", "cosine=0.9",
         "--gate", "placement=0.5", "--runner", "coreml=ssh mac planish-run --x=1", "-r", "int8",
         "--group", 32, "--symmetric", "--rounding", "search", "--logits", "all", "--no-verify", "--bits", 4.5,
-        "--max-size", "90MB", "--context", 512, "--activations", "none")  # fmt: skip
+        "--split-weights", "--max-size", "90MB", "--context", 512, "--activations", "none")  # fmt: skip
     request = build.requests[0]
-    assert request.model_dump(exclude={"gates", "output"}) == {
+    assert request.model_dump(exclude={"gates", "output"}, exclude_unset=True) == {
         "model": "m",
         "targets": ("coreml",),
         "recipe": "int8",
@@ -93,6 +93,7 @@ def test_flags_reach_the_request(run: Any, build: Any) -> None:
         "max_size": 90_000_000,
         "context": 512,
         "logits": "all",
+        "split_weights": True,
         "verify": False,
         "task": "fill-mask",
         "revision": "main",

@@ -107,6 +107,10 @@ def compile_command(
     logits: Annotated[
         str | None, typer.Option(metavar="last|all", help="Positions that a language model answers.  [default: last]")
     ] = None,
+    split_weights: Annotated[
+        bool | None,
+        typer.Option("--split-weights/--one-file", help="ExecuTorch: weights in a .ptd file beside the program."),
+    ] = None,
     verify: Annotated[
         bool | None, typer.Option("--verify/--no-verify", help="Check every artifact.  [default: up to 2e9 weights]")
     ] = None,
@@ -170,6 +174,7 @@ def compile_command(
         "ane": ane,
         "gates": options.numbers(gate, "--gate") or None,
         "logits": logits,
+        "split_weights": split_weights,
         "verify": verify,
         "keep_failed": keep_failed,
         "loaders": loaders,
