@@ -25,6 +25,7 @@ from planish_targets.coreml.emit.emitter import mil_type
 from planish_targets.coreml.emit.naming import COMPRESSED, safe_name
 from planish_targets.coreml.emit.sizes import Size, shape_of
 from planish_targets.coreml.flexible import demand, flexible
+from planish_targets.coreml.masks import Mask, masks
 from planish_targets.coreml.positions import cut_to_context
 from planish_targets.coreml.stable import stabilise
 
@@ -57,12 +58,14 @@ class Written:
         notes: for people.
         functions: function of the package -> tokens that one call takes; empty when there is only "main".
         values: MIL name -> node whose result it is, where the passes left it in one piece; empty with functions.
+        masks: causal masks that calls must give, beside the program's inputs.
     """
 
     weights: dict[str, str]
     notes: tuple[str, ...]
     functions: dict[str, int] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict)
+    masks: tuple[Mask, ...] = ()
 
 
 def lower(program: Program, package: Path, chunks: Sequence[int] = (), wishes: Wishes = NO_WISHES) -> Written:
@@ -104,7 +107,8 @@ def lower(program: Program, package: Path, chunks: Sequence[int] = (), wishes: W
     sizes = {name: _tokens(fixed) for name, fixed in functions.items()} if program.states else {}
     found = _found(mil_program, emitters[0].weights.quantized)
     values = {} if program.states else _values(mil_program, program)
-    return Written(found, (*notes, *audited(program, large)), sizes, values)
+    given = masks(program) if wishes.ane else ()
+    return Written(found, (*notes, *audited(program, large)), sizes, values, given)
 
 
 def _built(
@@ -182,6 +186,10 @@ def _build(program: Program, emitter: Emitter, kit: sdk.Sdk) -> Any:
         safe_name(p.name): _placeholder(p, shape_of(n), p.name in inner, kit)
         for p, n in zip(program.inputs, given, strict=True)
     }
+    asked = masks(program) if emitter.ane else ()
+    if asked:
+        shape = (1, 1, _tokens(program), next(p.shape[2] for p in program.inputs if p.name in inner))
+        ports |= {m.name: kit.mb.placeholder(shape=shape, dtype=kit.types.fp32, name=m.name) for m in asked}
     with kit.mil.Function(ports, opset_version=kit.version) as function:
         for port, node in zip(program.inputs, given, strict=True):
             value = function.inputs[safe_name(port.name)]
@@ -191,6 +199,7 @@ def _build(program: Program, emitter: Emitter, kit: sdk.Sdk) -> Any:
                 emitter.sizes.declare(value)
                 emitter.mb.start(node.name)
                 emitter.bind(node, emitter.cast(value, port.dtype))
+        emitter.masks = {(m.window, m.chunk): function.inputs[m.name] for m in asked}
         for node in program.graph.nodes:
             if node.op == "call_function":
                 emitter.emit(node)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from planish_passes.errors import PlanishError
 from planish_targets.coreml.emit.naming import safe_name
-from planish_targets.coreml.resident import chunks_of, context_of, resident
+from planish_targets.coreml.masks import fed
+from planish_targets.coreml.resident import SLOTS, chunks_of, context_of, resident
 from planish_targets.serve import Call, Model, serve
 
 
@@ -38,7 +39,8 @@ def load(call: Call) -> Model:
             if values.get(name) in call.taps:
                 shown[values[name]] = value
 
-        given = {port.name: feed[named.get(port.name, port.name)] for port in program.inputs}
+        told = {**feed, **fed(call.options, feed[SLOTS])} if functions else feed
+        given = {port.name: told[named.get(port.name, port.name)] for port in program.inputs}
         made = program.run(given, precision, tap if call.taps else None, states)  # type: ignore[arg-type]
         return {**shown, **{named.get(name, name): value for name, value in made.items()}}
 
@@ -67,7 +69,8 @@ def _native_decoder(open_model: Any, call: Call, functions: Mapping[str, int]) -
     taken = set(_listed(call.options, "inputs"))
 
     def one(function: str, feed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        given = {safe_name(name): _narrow(tensor).numpy() for name, tensor in feed.items() if name in taken}
+        told = {name: tensor for name, tensor in feed.items() if name in taken} | fed(call.options, feed[SLOTS])
+        given = {safe_name(name): _narrow(tensor).numpy() for name, tensor in told.items()}
         return {name: torch.from_numpy(value) for name, value in models[function].predict(given, state).items()}
 
     return resident(one, functions, *context_of(call.options))

@@ -94,6 +94,8 @@ class CoreMLTarget:
         if states:
             options["context"] = next(p.shape[2] for p in program.inputs if p.name in states)
             options["functions"] = written.functions
+            if written.masks:
+                options["masks"] = {m.name: [m.window, m.chunk] for m in written.masks}
             options["logits"] = (
                 "last" if next(p for p in program.outputs if p.name == "logits").shape[1] == 1 else "all"
             )

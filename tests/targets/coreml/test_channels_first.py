@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoders import fused, logits, prompt
 from support import capture_family, feed, program_of
 from torch import Tensor, nn
 
@@ -23,8 +22,6 @@ from planish_passes.weights import WeightFormat
 from planish_targets.contract import Artifact, Recipe, Wishes
 from planish_targets.coreml import TARGET, mil
 from planish_targets.coreml.emit import channels_first
-from planish_targets.coreml.run import load
-from planish_targets.serve import Call
 
 pytest.importorskip("coremltools")
 
@@ -122,30 +119,6 @@ def test_positions_of_an_encoder_are_a_slice(tmp_path: Path) -> None:
     _, plain = lowered(program, tmp_path / "plain", TARGET)
     _, operations = lowered(program, tmp_path / "ane")
     assert operations["gather"] < plain["gather"]
-
-
-def test_angles_of_a_decoder_are_a_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planish_targets.coreml.target.CHUNKS", (1, 8))
-    yardstick = run_passes(fused("llama").program, pipeline.yardstick(torch.float16, "none")).program
-    order = (*pipeline.resident(32), *pipeline.for_target(TARGET.capabilities.keeps, None))
-    program = run_passes(yardstick, order).program
-    artifact, _ = lowered(program, tmp_path)
-    for function in mil.functions(artifact.path):
-        gathers = [o for o in mil.load(artifact.path, function).operations() if o.type == "gather"]
-        assert len(gathers) == 1  # the embedding
-    model, tokens, cuts, at, found = (
-        load(Call(artifact.path, artifact.options, 1)),
-        prompt(batch=1),
-        [11, 6, 1, 1],
-        0,
-        [],
-    )
-    for count in cuts:
-        places = torch.arange(at, at + count)[None]
-        found.append(model({"input_ids": tokens[:, at : at + count], "position_ids": places})["logits"])
-        at += count
-    truth = logits(yardstick, tokens[:, :at], cuts)
-    assert float((torch.cat(found, 1) - truth).abs().max() / truth.abs().max()) < 1e-5
 
 
 def test_shapes_are_fixed() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from planish_passes import pipeline
 from planish_passes.infra import run_passes
-from planish_targets.contract import Artifact, Recipe, Unavailable
+from planish_targets.contract import Artifact, Recipe, Unavailable, Wishes
 from planish_targets.coreml import TARGET, mil, plan
 from planish_targets.coreml.run import load, load_native
 from planish_targets.serve import Call
@@ -53,7 +53,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         patch.setattr("planish_targets.coreml.target.CHUNKS", (1, CHUNK))
         full = run_passes(fused("llama").program, pipeline.yardstick(torch.float16, "none")).program
         order = (*pipeline.resident(CONTEXT), *pipeline.for_target(TARGET.capabilities.keeps, None))
-        return TARGET.lower(run_passes(full, order).program, tmp_path_factory.mktemp("llama"), Recipe("float"))
+        target = TARGET.adapted(Wishes(ane=True))  # with masks as inputs
+        return target.lower(run_passes(full, order).program, tmp_path_factory.mktemp("llama"), Recipe("float"))
 
 
 class PlantedModel:

@@ -12,7 +12,7 @@ from decoders import fused
 
 from planish_passes import pipeline
 from planish_passes.infra import run_passes
-from planish_targets.contract import Artifact, Recipe
+from planish_targets.contract import Artifact, Recipe, Wishes
 from planish_targets.coreml import TARGET
 
 pytest.importorskip("coremltools")
@@ -82,11 +82,12 @@ def test_the_manifest_has_what_is_read_of_it() -> None:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     full = run_passes(fused("llama").program, pipeline.yardstick(torch.float16, "none")).program
     order = (*pipeline.resident(80), *pipeline.for_target(TARGET.capabilities.keeps, None))
-    return TARGET.lower(run_passes(full, order).program, tmp_path_factory.mktemp("llama"), Recipe("float"))
+    target = TARGET.adapted(Wishes(ane=True))
+    return target.lower(run_passes(full, order).program, tmp_path_factory.mktemp("llama"), Recipe("float"))
 
 
 def test_packages_have_the_options_and_inputs_that_are_read(llama: Artifact) -> None:
-    assert properties("Options") == {"inputs", "outputs", "functions", "context", "logits"}
+    assert properties("Options") == {"inputs", "outputs", "functions", "context", "logits", "masks"}
     assert properties("Options") <= set(llama.options)
     source = (EXAMPLE / "Sources/PlanishModel/TokenLoop.swift").read_text()
     assert llama.options["inputs"] == ["input_ids", "position_ids"]

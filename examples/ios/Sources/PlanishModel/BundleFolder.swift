@@ -30,6 +30,8 @@ public struct Options: Decodable, Sendable {
     public let context: Int?
     /// "last": a call returns logits of its last token; "all": of each.
     public let logits: String?
+    /// Causal masks that a call must give (`--ane`): name -> window and chunk, 0 for none.
+    public let masks: [String: [Int]]?
 }
 
 public enum ModelError: LocalizedError {

@@ -17,6 +17,7 @@ public actor TokenLoop {
     private let tokenizer: any Tokenizer
     private let context: Int
     private let everyLogit: Bool
+    private let masks: [String: [Int]]
 
     public init(_ bundle: BundleFolder, units: MLComputeUnits = .all) async throws {
         let options = try bundle.artifact().options
@@ -35,6 +36,7 @@ public actor TokenLoop {
         tokenizer = try await AutoTokenizer.from(modelFolder: folder)
         self.context = context
         everyLogit = options.logits == "all"
+        masks = options.masks ?? [:]
     }
 
     /// The greedy continuation, one piece of text at a time.
@@ -79,10 +81,14 @@ public actor TokenLoop {
             // what is put behind the text goes into later places, which nothing sees until they are written again
             let padding = [Int](repeating: given[at + real - 1], count: function.size - real)
             let places = (0..<function.size).map { first + at + $0 }
-            let provider = try MLDictionaryFeatureProvider(dictionary: [
+            var features: [String: MLFeatureValue] = [
                 "input_ids": feature(Array(given[at..<at + real]) + padding, shape: [1, function.size]),
                 "position_ids": feature(places, shape: [1, function.size]),
-            ])
+            ]
+            for (name, kind) in masks {
+                features[name] = mask(places, window: kind[0], chunk: kind[1])
+            }
+            let provider = try MLDictionaryFeatureProvider(dictionary: features)
             let made = try function.model.prediction(from: provider, using: state)
             guard let found = made.featureValue(for: "logits")?.multiArrayValue else {
                 throw ModelError.noOutput("logits")
@@ -109,6 +115,21 @@ public actor TokenLoop {
             return larger
         }
         return full
+    }
+
+    /// 0 where the tokens at these places look, a very small number elsewhere: [1, 1, places, context].
+    private func mask(_ places: [Int], window: Int, chunk: Int) -> MLFeatureValue {
+        var values: [Float] = []
+        values.reserveCapacity(places.count * context)
+        for place in places {
+            for column in 0..<context {
+                let seen =
+                    column <= place && (window == 0 || place < column + window)
+                    && (chunk == 0 || place / chunk == column / chunk)
+                values.append(seen ? 0 : -30000)
+            }
+        }
+        return MLFeatureValue(shapedArray: MLShapedArray<Float>(scalars: values, shape: [1, 1, places.count, context]))
     }
 
     private static func largest(_ logits: [Float]) -> Int {

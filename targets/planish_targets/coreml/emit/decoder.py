@@ -33,7 +33,11 @@ def resident_attention(e: Emitter, node: fx.Node) -> tuple[Var | None, ...]:
     results = {user.args[1]: user for user in node.users}
     keys = _write(e, node, results.get(1), given["cache_k"], given["k"], given["slots"])
     values = _write(e, node, results.get(2), given["cache_v"], given["v"], given["slots"])
-    keep = mask(e, given["slots"], shape_of(given["cache_k"])[2], given["window"], given["chunk"])
+    keep = (
+        e.masks.get((max(given["window"], 0), max(given["chunk"], 0))) if given["slots"].op == "placeholder" else None
+    )
+    if keep is None:
+        keep = mask(e, given["slots"], shape_of(given["cache_k"])[2], given["window"], given["chunk"])
     return attend(e, given, keys, values, keep, node.name), keys, values
 
 

@@ -59,6 +59,7 @@ class Emitter:
     Attributes:
         layout: tried for each node first; None = none.
         ane: forms that the Apple Neural Engine is said to prefer, where there is a choice.
+        masks: causal masks that are inputs, [1, 1, Q, C], to be added to scores; by window and chunk.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Emitter:
         self._instead: dict[str, Var] = {}
         self.layout: Layout | None = None
         self.ane = False
+        self.masks: dict[tuple[int, int], Var] = {}
         frontend = sdk.torch_context.TorchFrontend.TORCHEXPORT
         self._table = sdk.torch_context.TranscriptionContext(frontend=frontend)
 

@@ -221,6 +221,7 @@ def attention_scores(e: Emitter, given: Mapping[str, Any], scores: Var, mask: Va
 
     Args:
         given: bias, sinks and softcap, as of `planish_passes.ops.attention`.
+        mask: bool, or numbers to be added.
     """
     cap = given["softcap"]
     if cap > 0:
@@ -228,7 +229,9 @@ def attention_scores(e: Emitter, given: Mapping[str, Any], scores: Var, mask: Va
         scores = e.mb.mul(x=e.mb.tanh(x=e.mb.real_div(x=scores, y=np.float32(cap))), y=np.float32(cap))
     if given["bias"] is not None:
         scores = e.mb.add(x=scores, y=e.value(given["bias"]))
-    if mask is not None:
+    if mask is not None and e.types.builtin_to_string(mask.dtype) != "bool":
+        scores = e.mb.add(x=scores, y=mask)
+    elif mask is not None:
         scores = e.mb.select(cond=mask, a=scores, b=np.float32(-HALF_MAX))
     return _softmax(e, scores, given["sinks"])
 
