@@ -109,7 +109,7 @@ def test_tables_of_positions_end_with_the_caches(llama: Lowered) -> None:
 def test_advice_speaks_of_both_functions(llama: Lowered) -> None:
     placed = TARGET.placement(llama.artifact)
     assert {n.node.partition("/")[0] for n in placed.nodes} == {"decode", "prefill"}
-    gathered = next(line for line in placed.advice if "gather and recurrent" in line)
+    gathered = next(line for line in placed.advice if "gather, recurrent layers" in line)
     assert "in decode " in gathered
     assert "in prefill " in gathered
     shares = [line for line in placed.advice if line.startswith("[estimate] ")]
