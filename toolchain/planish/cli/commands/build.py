@@ -14,6 +14,7 @@ from planish.cli.guard import FAILED, GATE, UsageError
 from planish.cli.output import exit_on_sigterm
 
 if TYPE_CHECKING:
+    from planish.matrix.facts import Facts
     from planish.matrix.plan import Step
     from planish.matrix.run import Executor, Outcome
 
@@ -36,7 +37,10 @@ def build_command(
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="Bundle, model or recipe; * and ? match; repeatable."),
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, metavar="N", help="Compiles at the same time.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, metavar="N", help="Compiles at the same time.  [default: 1; ray: as CPUs]"),
+    ] = None,
     executor: Annotated[str, typer.Option(metavar="local|ray", help="Where compiles run.")] = "local",
     cache: Annotated[
         str | None,
@@ -94,8 +98,9 @@ def build_command(
         _show_plan(steps, as_json)
     if why is not None or dry_run:
         raise typer.Exit(FAILED if any(step.action == "impossible" for step in steps) else 0)
+    where, room = _executor(executor, work.facts)
     with exit_on_sigterm():
-        outcomes = work.run(steps, _executor(executor), shown, jobs, shown.done)
+        outcomes = work.run(steps, where, shown, jobs or room, shown.done)
     if as_json:
         emit_json(_to_json(outcomes))
     else:
@@ -107,11 +112,17 @@ def build_command(
         raise typer.Exit(GATE)
 
 
-def _executor(name: str) -> Executor:
-    from planish.matrix.run import Local
-
+def _executor(name: str, facts: Facts) -> tuple[Executor, int]:
+    """Where compiles run, and how many at the same time unless it is said."""
     if name == "local":
-        return Local()
+        from planish.matrix.run import Local
+
+        return Local(), 1
+    if name == "ray":
+        from planish.matrix.cluster import Cluster
+
+        cluster = Cluster(facts)
+        return cluster, cluster.room
     raise UsageError(f"There is no executor {name!r}.", "--executor", "local or ray")
 
 
