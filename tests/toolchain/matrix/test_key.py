@@ -62,8 +62,8 @@ def test_the_same_inputs_have_the_same_key(job: Job, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", [f for f in Request.model_fields if f not in ("model", "output")])
 def test_every_field_of_the_request(job: Job, tmp_path: Path, field: str) -> None:
-    """A new field needs a line in OTHER, and is in the key without one."""
-    before, after = inputs(job, tmp_path), inputs(with_request(job, **{field: OTHER[field]}), tmp_path)
+    """Also a field that is newer than OTHER: a copy is not validated, and any value will do."""
+    before, after = inputs(job, tmp_path), inputs(with_request(job, **{field: OTHER.get(field, "other")}), tmp_path)
     assert before.key != after.key
     assert any(told.startswith(field) for told in differences(before.data, after.data))
 
