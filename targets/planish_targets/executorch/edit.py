@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from planish_passes.program import Program, add_weight
 from planish_passes.weights import TensorSpec
+from planish_targets.executorch.retrace import memory_of
 
 Call = Callable[..., fx.Node]
 
@@ -29,11 +30,16 @@ def caller(graph: fx.Graph, like: fx.Node, before: fx.Node | None = None) -> Cal
             node = graph.call_function(target, args, kwargs)
         node.meta = {k: v for k, v in like.meta.items() if k != "val"}
         values, named = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])  # type: ignore[misc]
-        with fake_mode(graph), torch.no_grad():
-            node.meta["val"] = target(*values, **named)
+        mode = fake_mode(graph)
+        with mode, torch.no_grad():
+            node.meta["val"] = memory_of(mode).call(_run, target, values, named, None)
         return node
 
     return call
+
+
+def _run(target: Any, args: Any, kwargs: Any) -> Any:
+    return target(*args, **kwargs)
 
 
 def fake_mode(graph: fx.Graph) -> Any:

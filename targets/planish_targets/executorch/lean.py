@@ -2,9 +2,9 @@
 
 Measured on MiniLM and SmolLM2, three things took most of the time: provenance records that every retrace copies deeply,
 passes of the XNNPACK delegate that retrace every subgraph even when it holds none of the operators that they are for,
-and decomposing a program again in which there is nothing left to decompose. `retrace` makes the retraces that are left
-cheap. A test compares the files written with and
-without this, byte for byte.
+and decomposing a program again in which there is nothing left to decompose. `decompose` and `retrace` make what is left
+cheap. Tests compare the files written with and without this: all is equal but the numbers by which debuggers name
+operations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from planish_targets.executorch.decompose import decompose
 from planish_targets.executorch.idle import skipped
+from planish_targets.executorch.partition import still
 from planish_targets.executorch.retrace import remembered, uncompiled
 
 _BATCH_NORM = ("aten.native_batch_norm", "aten._native_batch_norm", "aten.batch_norm")
@@ -66,11 +68,12 @@ def lean() -> Iterator[None]:
     """Within this, lowering skips work that cannot change its result. Not for several threads at once."""
     from executorch.backends.xnnpack import xnnpack_preprocess
     from executorch.exir import EdgeProgramManager
+    from executorch.exir.backend import backend_api
     from executorch.exir.delegate import executorch_call_delegate
     from torch.fx.traceback import NodeSource
 
-    full, decompose = xnnpack_preprocess.XNNPACKPassManager, ExportedProgram.run_decompositions
-    emit = EdgeProgramManager.to_executorch
+    full, whole = xnnpack_preprocess.XNNPACKPassManager, ExportedProgram.run_decompositions
+    emit, collect = EdgeProgramManager.to_executorch, backend_api._get_node_list_with_same_tag
 
     class Lean(full):  # type: ignore[misc, valid-type]
         def __init__(self, exported_program: Any, passes: Any = None) -> None:
@@ -87,7 +90,8 @@ def lean() -> Iterator[None]:
     def once(self: ExportedProgram, table: Any = None, *rest: Any, **named: Any) -> ExportedProgram:
         if table is not None and latest and self is latest[0] and not _holds(self, table):
             return self
-        latest[:] = [decompose(self, table, *rest, **named)]
+        small = None if table is None or rest or named else decompose(self, table, memory)
+        latest[:] = [small or whole(self, table, *rest, **named)]
         memory.learn(latest[0].graph.nodes)
         return latest[0]
 
@@ -96,6 +100,11 @@ def lean() -> Iterator[None]:
             memory.learn(n for n in program.graph.nodes if n.target is executorch_call_delegate)
         return emit(self, *given, **named)
 
+    def tagged(graph: Any, tag: str, owner: ExportedProgram) -> Any:
+        with still(owner):
+            return collect(graph, tag, owner)
+
+    backend_api._get_node_list_with_same_tag = tagged
     EdgeProgramManager.to_executorch = finish
     xnnpack_preprocess.XNNPACKPassManager = Lean
     NodeSource.__deepcopy__ = same  # type: ignore[attr-defined]
@@ -104,10 +113,10 @@ def lean() -> Iterator[None]:
         with skipped(), remembered() as memory, uncompiled():
             yield
     finally:
-        EdgeProgramManager.to_executorch = emit
+        EdgeProgramManager.to_executorch, backend_api._get_node_list_with_same_tag = emit, collect
         xnnpack_preprocess.XNNPACKPassManager = full
         del NodeSource.__deepcopy__  # type: ignore[attr-defined]
-        ExportedProgram.run_decompositions = decompose  # type: ignore[method-assign]
+        ExportedProgram.run_decompositions = whole  # type: ignore[method-assign]
 
 
 def decomposed(exported: ExportedProgram, keep: Collection[Any]) -> ExportedProgram:

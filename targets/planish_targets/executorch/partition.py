@@ -6,10 +6,14 @@ leaves neighbours apart that share a quantised input.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature
 
 _WEIGHTS = ("PARAMETER", "BUFFER", "CONSTANT_TENSOR")
 
@@ -21,6 +25,10 @@ def partitioner() -> Any:
 
     class Staged(XnnpackPartitioner):  # type: ignore[misc]
         def generate_partitions(self, ep: Any) -> list[Any]:
+            with still(ep):
+                return self._stages(ep)
+
+        def _stages(self, ep: Any) -> list[Any]:
             found = {n for group in self.get_matched_nodes_from_configs(ep) for n in group}
             matched = {n for n in found if n.op == "call_function"}
             weights = {s.arg.name for s in ep.graph_signature.input_specs if s.kind.name in _WEIGHTS}
@@ -39,6 +47,31 @@ def partitioner() -> Any:
             return False  # looks through the whole stack for the sake of a warning
 
     return Staged()
+
+
+class _Still(ExportGraphSignature):
+    """A signature that does not change while it is asked, for every node and each of its inputs, what is what."""
+
+    inputs_to_parameters = cached_property(lambda self: _plain(self).inputs_to_parameters)  # type: ignore[assignment]
+    inputs_to_buffers = cached_property(lambda self: _plain(self).inputs_to_buffers)  # type: ignore[assignment]
+    inputs_to_lifted_tensor_constants = cached_property(  # type: ignore[assignment]
+        lambda self: _plain(self).inputs_to_lifted_tensor_constants
+    )
+
+
+def _plain(signature: ExportGraphSignature) -> ExportGraphSignature:
+    return ExportGraphSignature(signature.input_specs, signature.output_specs)
+
+
+@contextlib.contextmanager
+def still(exported: ExportedProgram) -> Iterator[None]:
+    """Within this, nothing changes the signature of a program, so that each of its tables is made once."""
+    signature = exported.graph_signature
+    exported._graph_signature = _Still(signature.input_specs, signature.output_specs)
+    try:
+        yield
+    finally:
+        exported._graph_signature = signature
 
 
 def staged(

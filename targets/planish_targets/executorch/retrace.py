@@ -1,7 +1,7 @@
 """Retraces that compute again only what has changed, and graph modules whose Python code nobody asks for.
 
 Most passes of executorch run a whole program on fake tensors to build a new graph, and most of them change little or
-nothing in it. Here an operator that is given the very objects that it was given before returns what it returned then;
+nothing in it. Here an operator that is given what looks like what it was given before returns what it returned then;
 and where the result looks just like the value that the node had, that value stays, so that what follows is as before.
 """
 
@@ -14,17 +14,26 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.export import ExportedProgram
+from torch.fx.experimental.sym_node import SymNode
 from torch.fx.graph import _PyTreeCodeGen
+from torch.utils._pytree import tree_map_only
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 class Memory:
-    """What operators made of fake tensors, by operator and arguments. Holds the arguments: an `id` stays theirs."""
+    """What operators made of fake tensors, by operator and by what its arguments look like.
+
+    Equal layers ask for equal things, so that one layer is computed and the others are told. Values of a graph may then
+    be one object where they look alike: a node's value says what it is like, and nothing tells it from others by it.
+    """
 
     def __init__(self) -> None:
-        self._made: dict[Any, tuple[Any, Any, Any]] = {}
+        self._made: dict[Any, tuple[Any, Any]] = {}
+        self._seen: dict[int, tuple[Any, Any]] = {}  # id -> (object, its name): the object is held, the `id` stays its
+        self._names: dict[Any, int] = {}
 
     def call(self, compute: Callable[..., Any], target: Any, args: Any, kwargs: Any, known: Any) -> Any:
         """`compute(target, args, kwargs)`, or an equal result from before.
@@ -32,29 +41,80 @@ class Memory:
         Args:
             known: the value that the node had.
         """
-        operator = _operator(target)
-        if operator is None:
-            return compute(target, args, kwargs)
-        try:
-            key = operator, _named(args), _named(kwargs)
-        except _NamelessError:
+        if chosen_at_run_time(_operator(target)):
+            # Another number at every node, however alike what it is taken from; torch would remember it at the tensor.
+            return compute(target, *_detached(args, kwargs)) if known is None else known
+        key = self._asked(target, args, kwargs)
+        if key is None:
             return compute(target, args, kwargs)
         if key not in self._made:
             found = compute(target, args, kwargs)
-            self._made[key] = known if alike(found, known) else found, args, kwargs
+            self._made[key] = known if alike(found, known) else found, known
         return self._made[key][0]
 
     def learn(self, nodes: Iterable[fx.Node]) -> None:
         """Take the values of nodes for what their operators make, of a graph whose values are fresh."""
         for node in nodes:
-            operator = _operator(node.target) if node.op == "call_function" else None
-            if operator is None or "val" not in node.meta:
+            if node.op != "call_function" or "val" not in node.meta:
                 continue
             try:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), _value)
-                self._made[operator, _named(args), _named(kwargs)] = node.meta["val"], args, kwargs
             except _NamelessError:
                 continue
+            value = node.meta["val"]
+            key = self._asked(node.target, args, kwargs)
+            if key is not None:
+                self._made.setdefault(key, (value, value))
+
+    def key(self, value: Any) -> Any:
+        """What tells a value, or a structure of values, from others that operators would treat in another way."""
+        if isinstance(value, _PLAIN):
+            return type(value), value
+        if isinstance(value, (list, tuple)):
+            return tuple(self.key(v) for v in value)
+        if isinstance(value, dict):
+            return tuple((k, self.key(v)) for k, v in value.items())
+        if not isinstance(value, (torch.Tensor, nn.Module, torch._ops.OpOverload, *_SYMBOLIC)):
+            raise _NamelessError
+        if id(value) not in self._seen:
+            look = _look(value)
+            name = id(value) if look is None else -1 - self._names.setdefault(look, len(self._names))
+            self._seen[id(value)] = value, name
+        return self._seen[id(value)][1]
+
+    def _asked(self, target: Any, args: Any, kwargs: Any) -> Any:
+        operator = _operator(target)
+        if operator is None or chosen_at_run_time(operator):
+            return None
+        try:
+            return operator, self.key(args), self.key(kwargs)
+        except _NamelessError:
+            return None
+
+
+def _detached(args: Any, kwargs: Any) -> Any:
+    return tree_map_only(FakeTensor, torch.Tensor.detach, (args, kwargs))
+
+
+def _look(value: Any) -> Any:
+    """A fake tensor's or a symbol's properties, all that operators ask for; None for what is told by identity."""
+    if isinstance(value, _SYMBOLIC):
+        return (type(value), value.node.expr, id(value.node.shape_env)) if isinstance(value.node, SymNode) else None
+    if type(value) is not FakeTensor or value.constant is not None or value.layout != torch.strided:
+        return None
+    laid = (*value.shape, *value.stride(), value.storage_offset())
+    numbers = tuple(n.node.expr if isinstance(n, torch.SymInt) else n for n in laid)
+    return numbers, id(value.fake_mode), isinstance(value, nn.Parameter), *_kind(value)
+
+
+def _kind(value: torch.Tensor) -> tuple[Any, ...]:
+    return value.dtype, value.device, value.layout, value.requires_grad, value.is_conj(), value.is_neg()
+
+
+def chosen_at_run_time(operator: Any) -> bool:
+    """True for what makes numbers or shapes that no shape of its arguments tells."""
+    tags = getattr(operator, "tags", ())
+    return torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags
 
 
 def _value(node: fx.Node) -> Any:
@@ -68,32 +128,31 @@ def _value(node: fx.Node) -> Any:
     return value if constant is None else constant
 
 
+def memory_of(mode: Any) -> Memory:
+    """What belongs to a mode of fake tensors, and goes with it."""
+    found: Memory = vars(mode).setdefault("planish_memory", Memory())
+    return found
+
+
 class _NamelessError(Exception):
     """A value that is not told from others by identity or by itself."""
 
 
 def _operator(target: Any) -> Any:
     """What computes the call, or None where its result is not a matter of the arguments alone."""
-    from executorch.exir.delegate import executorch_call_delegate
-    from executorch.exir.dialects.edge._ops import EdgeOpOverload
+    if getattr(target, "__module__", "") == "_operator":
+        return target
+    operator = target
+    if not isinstance(operator, torch._ops.OpOverload):
+        from executorch.exir.delegate import executorch_call_delegate
+        from executorch.exir.dialects.edge._ops import EdgeOpOverload
 
-    operator = target._op if isinstance(target, EdgeOpOverload) else target
-    if isinstance(operator, torch._ops.OpOverload):
-        return None if torch.Tag.inplace_view in operator.tags else operator
-    whole = (executorch_call_delegate, torch.ops.higher_order.auto_functionalized_v2)
-    return operator if operator in whole or getattr(operator, "__module__", "") == "_operator" else None
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, (torch.Tensor, nn.Module, torch._ops.OpOverload, *_SYMBOLIC)):
-        return id(value)
-    if isinstance(value, _PLAIN):
-        return type(value), value
-    if isinstance(value, (list, tuple)):
-        return tuple(_named(v) for v in value)
-    if isinstance(value, dict):
-        return tuple((k, _named(v)) for k, v in value.items())
-    raise _NamelessError
+        if operator in (executorch_call_delegate, torch.ops.higher_order.auto_functionalized_v2):
+            return operator
+        operator = target._op if isinstance(target, EdgeOpOverload) else None
+    if not isinstance(operator, torch._ops.OpOverload) or torch.Tag.inplace_view in operator.tags:
+        return None
+    return operator
 
 
 def alike(a: Any, b: Any) -> bool:
@@ -101,7 +160,7 @@ def alike(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, FakeTensor):
-        kind = [(t.fake_mode, t.dtype, t.device, t.layout, t.requires_grad, t.is_conj(), t.is_neg()) for t in (a, b)]
+        kind = [(t.fake_mode, *_kind(t)) for t in (a, b)]
         laid = [(*t.shape, *t.stride(), t.storage_offset()) for t in (a, b)]
         return kind[0] == kind[1] and len(laid[0]) == len(laid[1]) and all(map(alike, *laid))
     if isinstance(a, _SYMBOLIC):
@@ -171,6 +230,7 @@ def compiled() -> Iterator[None]:
 def uncompiled() -> Iterator[None]:
     """Within this, a graph module gets its Python code when it is called, which interpreters never do."""
     compile_now, print_code = fx.GraphModule.recompile, fx.GraphModule.__str__
+    unlift = ExportedProgram.module
 
     def later(self: fx.GraphModule) -> None:
         codegen = self._graph._codegen
@@ -183,10 +243,19 @@ def uncompiled() -> Iterator[None]:
 
         type(self).forward = forward  # every graph module has a class of its own
 
+    def ready(self: ExportedProgram, *given: Any, **named: Any) -> nn.Module:
+        module = unlift(self, *given, **named)
+        for part in module.modules():  # to be called, by dynamo too, which would trace into the compilation
+            if isinstance(part, fx.GraphModule):
+                compile_now(part)
+        return module
+
+    ExportedProgram.module = ready  # type: ignore[method-assign]
     fx.GraphModule.recompile = later  # type: ignore[method-assign, assignment]
     fx.GraphModule.__str__ = object.__str__  # type: ignore[method-assign]  # of debug messages that nobody prints
     try:
         yield
     finally:
+        ExportedProgram.module = unlift  # type: ignore[method-assign]
         fx.GraphModule.recompile = compile_now  # type: ignore[method-assign]
         fx.GraphModule.__str__ = print_code  # type: ignore[method-assign]

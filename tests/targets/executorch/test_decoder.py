@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers as tf
 from decoders import capture_model
+from pte_files import said
 from support import random_model
 from torch import Tensor, fx
 from transformers import AutoModelForCausalLM
@@ -85,15 +86,17 @@ def made(family: str, recipe: str = "int4") -> Artifact:
 
 
 @pytest.mark.parametrize(("family", "recipe"), [("llama", "int4"), ("gemma2", "float")])
-def test_what_retraces_remember_changes_no_byte(
+def test_lowering_says_the_same_without_what_makes_it_cheap(
     family: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cheap = made(family, recipe)
     monkeypatch.setattr(lean, "remembered", lambda: contextlib.nullcontext(Memory()))
     monkeypatch.setattr(lean, "uncompiled", contextlib.nullcontext)
+    monkeypatch.setattr(lean, "decompose", lambda *_: None)
+    monkeypatch.setattr(lean, "still", contextlib.nullcontext)
     plain = TARGET.lower(prepared(family, recipe)[1], tmp_path, Recipe(recipe, 4))
-    assert plain.path.read_bytes() == cheap.path.read_bytes()
-    assert plain.options == cheap.options
+    assert said(plain.path) == said(cheap.path)
+    assert said(made("llama", "int8").path) != said(made("llama", "int4").path)
 
 
 def feeds() -> dict[str, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
@@ -41,18 +41,26 @@ class Counting:
             return target(*args, **kwargs)
 
 
+class Relu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+
 @pytest.mark.parametrize(
     ("second", "calls"),
     [
         ((ATEN.add.Tensor, "x", 1), 1),
-        ((ATEN.add.Tensor, "y", 1), 2),  # another tensor of the same looks
+        ((ATEN.add.Tensor, "y", 1), 1),  # another tensor of the same looks
+        ((ATEN.add.Tensor, "turned", 1), 2),
+        ((ATEN.add.Tensor, "double", 1), 2),
         ((ATEN.add.Tensor, "x", 1.0), 2),  # equal to 1, and another type of result for integers
         ((ATEN.add.Tensor, "x", True), 2),
         ((ATEN.mul.Tensor, "x", 1), 2),
     ],
 )
 def test_equal_calls_are_computed_once(second: tuple[Any, str, Any], calls: int) -> None:
-    given, compute, memory = {"x": fake(2, 4), "y": fake(2, 4)}, Counting(), Memory()
+    given = {"x": fake(2, 4), "y": fake(2, 4), "turned": fake(4, 2).t(), "double": fake(2, 4).double()}
+    compute, memory = Counting(), Memory()
     first = memory.call(compute, ATEN.add.Tensor, (given["x"], 1), {}, None)
     target, which, number = second
     again = memory.call(compute, target, (given[which], number), {}, None)
@@ -74,6 +82,29 @@ def test_what_changes_the_shape_of_its_argument_is_always_computed() -> None:
         memory.call(compute, ATEN.unsqueeze_.default, (x, 0), {}, None)
     assert compute.calls == 2
     assert x.shape == (1, 1, 2, 4)
+
+
+def test_looks_go_by_symbols() -> None:
+    a, b, memory = dynamic(), dynamic(), Memory()
+    with MODE:
+        same = a + 1
+    assert memory.key(a) == memory.key(same)
+    assert memory.key(a.shape[0]) == memory.key(same.shape[0])
+    assert memory.key(a) != memory.key(b)
+    assert memory.key(a.shape[0]) != memory.key(b.shape[0])
+    assert memory.key(torch.zeros(2)) != memory.key(torch.zeros(2))  # with values: told by identity
+
+
+def test_numbers_chosen_at_run_time_are_never_one() -> None:
+    compute, memory = Counting(), Memory()
+    with MODE:
+        one, two = (torch.empty((), dtype=torch.int64) for _ in range(2))
+    item = ATEN._local_scalar_dense.default
+    found = [memory.call(compute, item, (t,), {}, None) for t in (one, one, two)]
+    assert len({number.node.expr for number in found}) == 3
+    kept = [memory.call(compute, item, (one,), {}, known) for known in found]
+    assert all(a is b for a, b in zip(kept, found, strict=True))  # the same nodes again
+    assert compute.calls == 3
 
 
 def test_a_result_that_looks_like_the_old_value_is_the_old_value() -> None:
@@ -118,6 +149,14 @@ def test_passes_are_as_before_behind_it() -> None:
     with pytest.raises(RuntimeError, match="stop"), remembered(), uncompiled():
         raise RuntimeError("stop")
     assert before == (_ExportPassBase._fx, fx.GraphModule.recompile, fx.GraphModule.__str__)
+
+
+def test_a_program_as_a_module_has_its_code() -> None:
+    x = torch.tensor([-1.0, 2.0])
+    program = torch.export.export(Relu(), (x,))
+    with uncompiled():
+        again = torch.export.export(program.module(), (x,), strict=True)  # traces Python
+    assert again.module()(x).tolist() == [0.0, 2.0]
 
 
 def test_a_graph_module_without_code_computes_what_its_graph_says() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -67,11 +69,20 @@ def load_tokenizer(folder: Path) -> Any | None:
     from transformers import AutoTokenizer
 
     if folder.suffix == ".gguf":
-        return AutoTokenizer.from_pretrained(folder.parent, gguf_file=folder.name)
+        state = folder.stat()
+        return copy.deepcopy(_of_gguf(folder, state.st_mtime_ns, state.st_size))
     known = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
     if not any((folder / name).is_file() for name in known):
         return None
     return AutoTokenizer.from_pretrained(folder)
+
+
+@lru_cache(maxsize=1)
+def _of_gguf(file: Path, changed: int, size: int) -> Any:
+    """transformers reads the whole vocabulary entry by entry, seconds each time, and a compile asks for it often."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
 def _random_samples(task: str, config: Any, longest: int) -> list[dict[str, Tensor]]:
