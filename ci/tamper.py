@@ -81,8 +81,9 @@ def attempt(bundle: Path, other: Path, keys: dict[str, Pair], work: Path, every:
     kinds: collections.Counter[str] = collections.Counter()
     told: dict[str, Any] = {"attempts": 0, "exit codes": collections.Counter(), "not refused": [], "crashed": []}
     theirs: dict[str, Any] = {"refused": 0, "accepted as meant": 0, "accepted": []}
-    if (code := verify(bundle, keys)[0]) != 0:
-        raise SystemExit(f"the untouched bundle is refused with {code}")
+    code, crash = verify(bundle, keys)
+    if code != 0:
+        raise SystemExit(f"the untouched bundle is refused with {code}: {crash}")
     for number, mutation in enumerate(mutations(bundle, other, seed)):
         if number % every:
             continue
