@@ -104,6 +104,8 @@ class ChannelsFirst:
     def _linear(self, node: fx.Node) -> bool:
         x = node.args[0]
         assert isinstance(x, fx.Node)
+        if not self._has(x) and self.e.value(x).val is not None:
+            return False  # of constants: it is computed once, now
         weight, bias = self._weight(node), arguments(node)["bias"]
         offset = None if bias is None else self.e.value(bias)
         rank = len(shape_of(x))
