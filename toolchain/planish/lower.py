@@ -20,7 +20,7 @@ from planish.verify.exam import OFF, Exam
 from planish.verify.lowering import Execution, check_lowering
 from planish.verify.ranges import audit
 from planish.verify.text_runner import check_text_runner
-from planish.verify.weights import check_artifact_weights, check_palettes
+from planish.verify.weights import check_integers, check_palettes
 from planish_passes import pipeline
 from planish_passes.errors import PlanishError
 from planish_passes.infra import Outcome, Pass, run_passes
@@ -156,7 +156,7 @@ def _inspected(
     request = shared.request
     verdicts = [_quality(shared, yardstick, (numerics.weights, numerics.activations))]
     if shared.recipe.bits and request.verify:
-        verdicts.append(check_artifact_weights(shared.program, target.read_weights(artifact)))
+        verdicts.append(check_integers(shared.program, target, artifact))
     if request.verify and isinstance(target, ReadsPalettes) and (wanted := palettes(shared.program)):
         verdicts.append(check_palettes(wanted, target.read_palettes(artifact)))
     if request.verify:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from byte_tokenizer import save_tokenizer
 from support import random_model
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
 from planish.build import compile_model
@@ -34,18 +34,6 @@ pytest.importorskip("executorch")
 
 END = 300
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4}
-
-
-def save_tokenizer(folder: Path) -> None:
-    """256 bytes, 40 words and five tokens that are none."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [f"{a}{b}" for a in "abcdefgh" for b in "aeiou"]
-    vocabulary = {piece: i for i, piece in enumerate([*alphabet, *words])}
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[(w[0], w[1]) for w in words]))
-    made.normalizer = normalizers.NFC()
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    made.add_special_tokens(["<s>", "<other>", "<end>", "</s>", "<answer>"])
-    tf.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import torch
 
 from planish.verdict import Failed, Metric, Passed, Verdict
+from planish_passes.errors import PlanishError
 from planish_passes.pack_linears import PACKED
 from planish_passes.palette import Palette
 from planish_passes.program import Program
 from planish_passes.quantise import quantized
 from planish_passes.weights import QuantizedTensor, WeightStore
-from planish_targets.contract import Evidence
+from planish_targets.contract import Artifact, Evidence, Target
 
 HALF_STEP = 0.5 + 1e-3  # round to nearest is off by half a step at most; the rest is float32 division
 
@@ -59,6 +60,15 @@ def _as_a_whole(program: Program, original: WeightStore) -> Verdict:
         return Passed("weights", Evidence.EXECUTED, (metric,), "torch CPU")
     reason = f"weight {at!r} is {worst:.0%} of its own size away from the checkpoint"
     return Failed("weights", Evidence.EXECUTED, reason, (metric,), "torch CPU")
+
+
+def check_integers(program: Program, target: Target, artifact: Artifact) -> Verdict:
+    """`check_artifact_weights` of what is read from the files; what cannot be read is a failure of the artifact."""
+    try:
+        found = target.read_weights(artifact)
+    except PlanishError as problem:
+        return _wrong(f"{artifact.entry}: {problem.what} ({problem.where})")
+    return check_artifact_weights(program, found)
 
 
 def check_artifact_weights(program: Program, found: Mapping[str, QuantizedTensor]) -> Verdict:
