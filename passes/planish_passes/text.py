@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,18 +43,34 @@ def _argument(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
+def line(node: fx.Node, names: Mapping[str, str]) -> str:
+    """One node: `%name: type = op(args)  # module`.
+
+    Args:
+        names: placeholder -> weight, as of `Program.weight_names`.
+    """
+    head = f"%{node.name}: {describe(node.meta.get('val'))}"
+    if node.op == "placeholder":
+        return f"{head} = " + (f"weight {names[node.name]!r}" if node.name in names else "input")
+    if node.op == "output":
+        return f"return {_argument(node.args[0])}"
+    arguments = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
+    where = f"  # {module_path(node)}" if module_path(node) else ""
+    return f"{head} = {op_name(node)}({', '.join(arguments)}){where}"
+
+
 def dump(program: Program) -> str:
-    """One line per node: `%name: type = op(args)  # module`."""
-    names, lines = program.weight_names(), [f"program {program.name}"]
-    for node in program.graph.nodes:
-        head = f"%{node.name}: {describe(node.meta.get('val'))}"
-        if node.op == "placeholder":
-            source = f"weight {names[node.name]!r}" if node.name in names else "input"
-            lines.append(f"{head} = {source}")
-        elif node.op == "output":
-            lines.append(f"return {_argument(node.args[0])}")
-        else:
-            arguments = [_argument(a) for a in node.args] + [f"{k}={_argument(v)}" for k, v in node.kwargs.items()]
-            where = f"  # {module_path(node)}" if module_path(node) else ""
-            lines.append(f"{head} = {op_name(node)}({', '.join(arguments)}){where}")
-    return "\n".join(lines)
+    """One line per node."""
+    names = program.weight_names()
+    return "\n".join([f"program {program.name}", *(line(node, names) for node in program.graph.nodes)])
+
+
+def around(node: fx.Node, names: Mapping[str, str], distance: int) -> tuple[str, ...]:
+    """The lines of a node and of its neighbours in the order of execution; it is marked, placeholders are left out."""
+    before, after, at = list[fx.Node](), list[fx.Node](), node
+    while len(before) < distance and (at := at.prev).op not in ("root", "placeholder"):
+        before.insert(0, at)
+    at = node
+    while len(after) < distance and at.op != "output" and (at := at.next).op != "root":
+        after.append(at)
+    return tuple(f"{'>' if n is node else ' '} {line(n, names)}" for n in (*before, node, *after))

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from planish import hooks
+from planish.exhausted import exhausted
 from planish.expectations import count_calls, with_expectations
 from planish.meta import build_without_weights
 from planish.tasks.base import Axis, Call, Task
@@ -99,6 +100,8 @@ def _trace(model_class: Any, config: Any, task: Task, attention: str) -> _Traced
     except (hooks.Unhooked, PlanishError):
         raise
     except Exception as problem:  # model code raises whatever it likes; the cause is kept and named
+        if exhausted(problem):
+            raise
         raise untraceable(name, problem) from problem
     _stateless(exported, name)
     found = Counter(op_name(n) for n in exported.graph.nodes if n.op == "call_function")
@@ -161,7 +164,7 @@ def _export(call: Call, calls: list[tuple[str, str]], notes: list[str]) -> Expor
     except hooks.Unhooked:
         raise
     except Exception as problem:  # torch.export raises many unrelated types
-        if call.states:
+        if call.states or exhausted(problem):
             raise
         calls.clear()  # of the attempt that failed
         exported = _exported(step, tensors, None)  # what stops here too is the better reason

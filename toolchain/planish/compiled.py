@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from planish.failures.record import Finding
 from planish.request import Request
 from planish.source import Source
 from planish.speed import Speed
@@ -49,6 +50,7 @@ class TargetResult:
         steps: what the target's passes did.
         speed: what the run behind `latency` measured; None when nothing ran.
         drift: how far inner values are off; it gates nothing.
+        refusal: what lowering stopped at, when there is no artifact.
         golden_inputs / golden_outputs: case -> name -> tensor (the yardstick's outputs).
     """
 
@@ -63,6 +65,7 @@ class TargetResult:
     steps: tuple[Step, ...] = ()
     speed: Speed | None = None
     drift: tuple[Drift, ...] = ()
+    refusal: Finding | None = None
     golden_inputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     golden_outputs: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from planish.compiled import Progress, TargetResult
+from planish.exhausted import exhausted
+from planish.failures.postmortem import examine
 from planish.generation_files import add_generation_files
 from planish.request import Gates, Request
 from planish.source import Source
@@ -73,8 +75,11 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
     try:
         outcome, artifact = _written(shared, target, yardstick, sizes, workdir / registry.folder(name))
     except PlanishError as refusal:
+        if exhausted(refusal):
+            raise  # says nothing of the model
         reason = f"{refusal.what} ({refusal.where}); {refusal.hint}"
-        return TargetResult(name, None, (Failed("lower", Evidence.STRUCTURAL, reason),))
+        verdict = Failed("lower", Evidence.STRUCTURAL, reason)
+        return TargetResult(name, None, (verdict,), refusal=examine(refusal, target.name))
     progress.stage(f"verify {name}")
     inside = {port for pair in yardstick.states for port in pair} if artifact.context else set()
     placement = target.placement(artifact)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from planish.bundle import open_bundle, swap, write, write_bundle
+from planish.bundle import open_bundle, owned, swap, write, write_bundle
 from planish.compiled import Compiled
 from planish_passes.errors import PlanishError
 
@@ -388,6 +388,6 @@ def test_file_system_without_locks(make: Make, bundle: Path, monkeypatch: pytest
     fresh.mkdir()
     stale.mkdir()
     os.utime(stale, (0, 0))
-    monkeypatch.setattr(swap.fcntl, "flock", refuse)
+    monkeypatch.setattr(owned.fcntl, "flock", refuse)
     write_bundle(make("new"), bundle)
     assert (marker(bundle), neighbours(bundle)) == ("new", [fresh.name])

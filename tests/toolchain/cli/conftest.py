@@ -112,6 +112,9 @@ QUALITY = Passed(
 )
 
 
+CONFIG = SimpleNamespace(to_dict=lambda: {"hidden_size": 8, "_name_or_path": "secret"})
+
+
 @dataclass
 class FakeBuild:
     """What compile_model was asked, and what it answers."""
@@ -148,7 +151,7 @@ class FakeBuild:
                     shapes={"input_ids": (1, "sequence")},
                 )
             )
-        source: Any = SimpleNamespace(task="feature-extraction", architecture="FakeModel")
+        source: Any = SimpleNamespace(task="feature-extraction", architecture="FakeModel", config=CONFIG)
         return Compiled(request, source, (), tuple(results), (), (), (), ("traced twice",))
 
     def write_bundle(self, compiled: Compiled, at: Path) -> Path:
@@ -223,3 +226,11 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("encoder")
     random_model(FAMILIES["bert"]()).save_pretrained(root / "model")
     return compile_bundle(root / "model", root / "bert.planish")
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Records of failed compiles lie here."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder

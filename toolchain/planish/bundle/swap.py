@@ -13,19 +13,15 @@ import re
 import secrets
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from planish.bundle.files import MANIFEST, settle, settle_folder
+from planish.bundle.owned import make, reclaim
 from planish_passes.errors import PlanishError
 
-if sys.platform != "win32":
-    import fcntl
-
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_ABANDONED = 24 * 3600  # seconds; only where locks do not exist
 _ATTEMPTS = 20
 
 
@@ -42,7 +38,7 @@ def replacing(at: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """
     recover(at)
     _clean(at)
-    new, lock = _make(at)
+    new, lock = make(at.parent, f".{at.name}.new-")
     try:
         yield new
         settle(new)
@@ -110,53 +106,10 @@ def _sibling(at: Path, kind: str) -> Path:
     return at.with_name(f".{at.name}.{kind}-{secrets.token_hex(4)}")
 
 
-def _make(at: Path) -> tuple[Path, int | None]:
-    for _ in range(_ATTEMPTS):
-        new = _sibling(at, "new")
-        new.mkdir()
-        free, lock = _try_lock(new)
-        # Between mkdir and lock another process may have taken it for abandoned.
-        if free and new.exists():
-            return new, lock
-        if lock is not None:
-            os.close(lock)
-    raise OSError(f"cannot make a folder beside {at.name}: other processes remove it")
-
-
-def _try_lock(folder: Path) -> tuple[bool, int | None]:
-    """(True, handle) when this process now owns the folder; (True, None) where locks do not exist."""
-    if sys.platform == "win32":
-        return True, None
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except FileNotFoundError:
-        return False, None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return False, None
-    except OSError:  # a file system without locks
-        os.close(handle)
-        return True, None
-    return True, handle
-
-
 def _clean(at: Path) -> None:
     for folder in [*_siblings(at, "new"), *_siblings(at, "old")]:
-        free, lock = _try_lock(folder)
-        # Locked: another process works on it. `at` missing: the old folder is all there is.
-        if free and (lock is not None or _age(folder) > _ABANDONED) and (".new-" in folder.name or os.path.lexists(at)):
-            shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _age(folder: Path) -> float:
-    try:
-        return time.time() - folder.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+        if ".new-" in folder.name or os.path.lexists(at):  # without `at` the old folder is all there is
+            reclaim(folder)
 
 
 def _install(new: Path, at: Path, check: Callable[[Path], None]) -> list[Path]:

@@ -27,6 +27,8 @@ def read_config(found: Located, trust_remote_code: bool) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             found.folder, trust_remote_code=trust_remote_code, local_files_only=True, **how
         )
+    except MemoryError:
+        raise
     except Exception as error:  # a config is free text to transformers: its classes raise anything at all
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "compare with the original model, or update transformers if the architecture is new"

@@ -170,6 +170,8 @@ class _Connector:
 
         try:
             made = group.run(shape_only, self.model)
+        except MemoryError:
+            raise
         except Exception as error:  # the operations are transformers' own: they raise whatever torch raises
             raise PlanishError(
                 f"{group.operations} cannot make {group.first}: {str(error).splitlines()[0]}",

@@ -12,8 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from planish.cli.console import emit_json, err
+from planish.exhausted import exhausted
 
 FAILED, USAGE, GATE = 1, 2, 3
+_LESS = "close other programs, name fewer targets, leave checks out with --no-verify, or take a machine with more"
 
 _WRITING = {
     errno.ENOSPC: ("There is no space left on the disk", "free some space, or write to another disk with -o"),
@@ -49,7 +51,8 @@ class UsageError(typer.TyperException):
 class Guarded(TyperGroup):
     """The root command: turns errors that users can act on into three lines and an exit code.
 
-    Everything else is a defect of planish and keeps its traceback.
+    Everything else is a defect of planish and keeps its traceback. What was noted on an error (`add_note`) is told
+    behind its three lines.
     """
 
     def main(
@@ -73,7 +76,7 @@ class Guarded(TyperGroup):
             told = explain(error)
             if told is None:
                 raise
-            code = tell(told, as_json, getattr(error, "problems", ()))
+            code = tell(told, as_json, getattr(error, "problems", ()), getattr(error, "__notes__", ()))
         if not standalone_mode:
             return code
         sys.exit(code)
@@ -82,19 +85,26 @@ class Guarded(TyperGroup):
 def explain(error: Exception) -> Told | None:
     """What to tell of an exception; None when it is not for users."""
     errors = sys.modules.get("planish_passes.errors")
+    lacking = exhausted(error)
+    if lacking == "memory":
+        return Told("Memory ran out.", _stage(error), _LESS)
     if errors is not None and isinstance(error, errors.PlanishError):
         return Told(error.what, error.where, error.hint)
     if isinstance(error, OSError) and error.errno in _WRITING:
         what, hint = _WRITING[error.errno]
         return Told(f"{what}.", str(error.filename or "while writing"), hint)
-    # Writers in other languages (safetensors, torch) wrap the system's error in one of their own.
-    if "No space left on device" in str(error):
+    if lacking == "disk":
         what, hint = _WRITING[errno.ENOSPC]
-        return Told(f"{what}.", "while writing", hint)
+        return Told(f"{what}.", _stage(error), hint)
     return None
 
 
-def tell(told: Told, as_json: bool = False, problems: Sequence[Any] = ()) -> int:
+def _stage(error: Exception) -> str:
+    """Where something ran out: the compile's stage, if it was noted."""
+    return next((n for n in getattr(error, "__notes__", ()) if n.startswith("stage ")), "while writing")
+
+
+def tell(told: Told, as_json: bool = False, problems: Sequence[Any] = (), notes: Sequence[str] = ()) -> int:
     """Print an error: three lines on stderr, and with `as_json` also as JSON on stdout. Returns the exit code."""
     console = err()
     for label, text, style in (
@@ -104,9 +114,11 @@ def tell(told: Told, as_json: bool = False, problems: Sequence[Any] = ()) -> int
     ):
         console.print(f"{label}:", style=style, end=" ")
         console.print(text, soft_wrap=True)
+    for note in notes:
+        console.print(f"note: {note}", style="dim", soft_wrap=True)
     if as_json:
         listed = {"problems": [asdict(p) for p in problems]} if problems else {}
-        emit_json({"error": {**asdict(told), **listed}})
+        emit_json({"error": {**asdict(told), **listed, **({"notes": list(notes)} if notes else {})}})
     return FAILED
 
 

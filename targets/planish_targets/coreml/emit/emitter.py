@@ -113,7 +113,7 @@ class Emitter:
             else:
                 self._delegate(node)
             self._check(node)
-        except PlanishError:
+        except (PlanishError, MemoryError):
             raise
         except Exception as problem:  # the SDK raises whatever its own checks raise; each is a refusal of this node
             reason = next(iter(str(problem).strip().splitlines()), repr(problem))

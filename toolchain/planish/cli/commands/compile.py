@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from planish.cli import options
-from planish.cli.console import emit_json, out, results_only
+from planish.cli.console import emit_json, err, out, results_only
 from planish.cli.guard import GATE, Told, UsageError, tell
 from planish.cli.progress import megabytes, peak_memory, progress
 
 if TYPE_CHECKING:
     from planish.compiled import Compiled
+    from planish.failures.recorder import Recorder
     from planish.request import Request
 
 _LARGE = 64 * 1024  # bytes; biases and norms, which stay float by design, are smaller
@@ -193,7 +195,7 @@ def compile_command(
     request = load_request(config, {key: value for key, value in flags.items() if value is not None})
     done = run(request, quiet, verbose)
     if as_json:
-        emit_json(summary(done))
+        emit_json({**summary(done), **({"explain": done.explain} if done.explain else {})})
     else:
         show(done)
     if done.compiled.failed:
@@ -209,12 +211,14 @@ class Done:
         bundle: None when a gate failed and --keep-failed was not given.
         sizes: target -> bytes of its artifact.
         seconds: wall time.
+        explain: the command that tells more of a failed gate.
     """
 
     compiled: Compiled
     bundle: Path | None
     sizes: Mapping[str, int]
     seconds: float
+    explain: str | None = None
 
 
 def run(request: Request, quiet: bool, verbose: bool) -> Done:
@@ -233,20 +237,33 @@ def run(request: Request, quiet: bool, verbose: bool) -> Done:
         from planish.bundle import write_bundle
         from planish.bundle.swap import check_replaceable
         from planish.cli.results import artifact_sizes
+        from planish.failures.recorder import recorded
         from planish.wishes import friendly
 
         request = friendly(request)
         at = request.output or Path(bundle_name(request.model, request.recipe))
         if os.path.lexists(at):
             check_replaceable(at)
-        with workspace(at) as folder:
-            compiled = compile_model(request, shown, folder)
+        with recorded(shown, request, at) as recorder, _interruptible(recorder, at), workspace(at) as folder:
+            compiled = compile_model(request, recorder, folder)
             sizes = artifact_sizes(compiled.targets)
             bundle = None
             if not compiled.failed or request.keep_failed:
-                shown.stage("bundle", str(at))
+                recorder.stage("bundle", str(at))
                 bundle = write_bundle(compiled, at)
-    return Done(compiled, bundle, sizes, time.monotonic() - began)
+            explain = recorder.gated(compiled) if compiled.failed else recorder.passed()
+    return Done(compiled, bundle, sizes, time.monotonic() - began, explain)
+
+
+@contextlib.contextmanager
+def _interruptible(recorder: Recorder, at: Path) -> Iterator[None]:
+    """Ctrl-C is told with the stage, and what it means for the bundle."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = "holds the old bundle or the whole new one" if recorder.reached == "bundle" else "is as it was"
+        err().print(f"interrupted in stage {recorder.reached}: {at} {kept}", soft_wrap=True)
+        raise
 
 
 def summary(done: Done) -> Mapping[str, Any]:
@@ -301,4 +318,4 @@ def _tell_failed(done: Done) -> None:
         hint = "no bundle was written; --keep-failed writes it, --gate NAME=LIMIT changes a limit"
     else:
         hint = "the bundle was written all the same, as --keep-failed asks; its manifest says that it failed"
-    tell(Told(f"{what}.", where, hint))
+    tell(Told(f"{what}.", where, hint), notes=[done.explain] if done.explain else ())
