@@ -13,9 +13,16 @@ _MEMORY = (
     "Cannot allocate memory",
     "std::bad_alloc",
     "bad allocation",
+    "failed to map segment from shared object",
     "MemoryError",
 )
-_DISK = ("No space left on device", "Disk quota exceeded", "File too large", "not enough space on the disk")
+_DISK = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "not enough space on the disk",
+    "PytorchStreamWriter failed writing",
+)
 _NUMBERS: dict[int, Resource] = {
     errno.ENOMEM: "memory",
     errno.ENOSPC: "disk",

@@ -12,6 +12,7 @@ from planish.cli.commands.compile import compile_command
 from planish.cli.commands.doctor import doctor_command
 from planish.cli.commands.eval import eval_command
 from planish.cli.commands.evidence import accept_command, attest_command
+from planish.cli.commands.explain import explain_command
 from planish.cli.commands.inspect import inspect_command
 from planish.cli.commands.loaders import loaders_command
 from planish.cli.commands.pack import pack_command, unpack_command
@@ -69,6 +70,7 @@ def root(
       planish doctor                   what works on this machine
       planish compile MODEL -r int8    MODEL: a folder, hub id or .gguf file
       planish build                    all bundles of planish.toml, only what changed
+      planish explain                  why the last compile failed
       planish verify NAME.planish      check a bundle again
       planish report NAME.planish      what it proves, as one page
       planish run NAME.planish         chat with a compiled language model
@@ -79,6 +81,7 @@ def root(
 for name, command, short in (
     ("compile", compile_command, "Compile a model, check every artifact, write a bundle."),
     ("build", build_command, "Make all bundles of a file that are not up to date."),
+    ("explain", explain_command, "Tell why a compile failed, and make a bug report of it."),
     ("verify", verify_command, "Check a bundle again."),
     ("run", run_command, "Chat with a language model of a bundle, or complete a text."),
     ("eval", eval_command, "Measure a language model: perplexity, distance to the original."),

@@ -114,11 +114,12 @@ def tell(told: Told, as_json: bool = False, problems: Sequence[Any] = (), notes:
     ):
         console.print(f"{label}:", style=style, end=" ")
         console.print(text, soft_wrap=True)
+    notes = [note for note in notes if not note.startswith("stage ")]
     for note in notes:
-        console.print(f"note: {note}", style="dim", soft_wrap=True)
+        console.print(f"more: {note}", style="dim", soft_wrap=True)
     if as_json:
         listed = {"problems": [asdict(p) for p in problems]} if problems else {}
-        emit_json({"error": {**asdict(told), **listed, **({"notes": list(notes)} if notes else {})}})
+        emit_json({"error": {**asdict(told), **listed, **({"more": notes} if notes else {})}})
     return FAILED
 
 

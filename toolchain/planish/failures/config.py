@@ -8,7 +8,9 @@ from typing import Any
 
 _CHOICE = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
 # Of users, of files or of how it is shown; none of it is in a graph.
-_PRIVATE = frozenset({"_name_or_path", "name_or_path", "id2label", "label2id", "task_specific_params", "finetuning_task"})
+_PRIVATE = frozenset(
+    {"_name_or_path", "name_or_path", "id2label", "label2id", "task_specific_params", "finetuning_task"}
+)
 _TELLING = re.compile(r"(^|_)(name|path|url|user|author|commit|license|label|prompt|text|tag|problem)s?$")
 _DROPPED = object()
 

@@ -1,8 +1,8 @@
 """What an exception says of the pass, node and module that it stopped at, read from the frames that it went through.
 
 Frames, because whatever raises (a pass, a target, a vendor's SDK below it, torch) need not know that it is asked:
-a new pass or target is explained without a line of its own. Only frames of planish are looked at, only for nodes,
-programs and names; no value of a tensor is read.
+a new pass or target is explained without a line of its own. They are looked at for nodes, programs and names alone; no
+value of a tensor is read.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from planish_passes.nodes import module_path, op_name
 from planish_passes.program import Program
 from planish_passes.text import around
 
+_THEIRS = frozenset({"torch"})  # its frames hold nodes of graphs that nobody sees
 _NEIGHBOURS = 6  # lines of the graph on each side
 _LINES = 120  # of a traceback
 _LINE = re.compile(r'File "([^"]+)", line (\d+), in (\S+)(?:\n\s+(\S.*))?')
@@ -32,7 +33,7 @@ def examine(problem: BaseException, target: str = "") -> Finding:
     Args:
         target: what was lowered for, where the caller knows it.
     """
-    frames = [f for f in _frames(problem) if str(f.f_globals.get("__name__", "")).startswith("planish")]
+    frames = [f for f in _frames(problem) if str(f.f_globals.get("__name__", "")).partition(".")[0] not in _THEIRS]
     told = problem if isinstance(problem, PlanishError) else None
     what = told.what if told else _first_line(problem)
     where, hint = (told.where, told.hint) if told else ("", "")
@@ -110,16 +111,10 @@ def _target(frames: Sequence[FrameType]) -> str:
 def _node(frames: Sequence[FrameType], program: Program | None, text: str) -> fx.Node | None:
     """The node that the text names; else the one that the innermost frame works on."""
     held = [v for f in frames for v in _of(f) if v.op == "call_function"]
-    for node in held:
-        if _names(text, node):
-            return node
     nodes = [n for n in program.graph.nodes if n.op == "call_function"] if program is not None else []
-    by_name = next((n for n in nodes if "_" in n.name and _has(text, n.name)), None)  # "add" is also a word
-    if by_name is not None:
-        return by_name
-    if held:
-        return held[0]
-    return next((n for n in nodes if _has(text, op_name(n))), None)
+    by_text = [n for n in (*held, *nodes) if _by_name(text, n)] or [n for n in (*held, *nodes) if _by_place(text, n)]
+    by_operator = [n for n in nodes if _has(text, op_name(n))]
+    return next(iter([*by_text, *held, *by_operator]), None)
 
 
 def _of(frame: FrameType) -> Iterator[fx.Node]:
@@ -128,9 +123,14 @@ def _of(frame: FrameType) -> Iterator[fx.Node]:
     yield from (v for v in (named, *values.values()) if isinstance(v, fx.Node))
 
 
-def _names(text: str, node: fx.Node) -> bool:
+def _by_name(text: str, node: fx.Node) -> bool:
+    # "add" is also a word.
+    return _has(text, node.name) if "_" in node.name else _has(text, f"node {node.name}") or f"%{node.name} " in text
+
+
+def _by_place(text: str, node: fx.Node) -> bool:
     path = module_path(node)
-    return _has(text, op_name(node)) and (not path or _has(text, path))
+    return bool(path) and _has(text, op_name(node)) and _has(text, path)
 
 
 def _has(text: str, name: str) -> bool:

@@ -26,7 +26,7 @@ Ended = Literal["running", "failed", "gate failed", "interrupted", "out of memor
 class Stored(BaseModel):
     """A part of a record."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
 
 class Finding(Stored):
@@ -181,11 +181,15 @@ def read(path: Path) -> Record:
         raise PlanishError("The record of the failed compile cannot be read.", str(file), hint) from problem
 
 
+def all_folders() -> list[Path]:
+    """Folders of all records, the youngest first."""
+    found = sorted(folder_of_all().glob(f"*/{RECORD}"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    return [p.parent for p in found]
+
+
 def newest() -> Path | None:
     """The folder of the youngest record."""
-    root = folder_of_all()
-    found = [p for p in root.glob(f"*/{RECORD}")] if root.is_dir() else []
-    return max(found, key=lambda p: p.stat().st_mtime_ns).parent if found else None
+    return next(iter(all_folders()), None)
 
 
 def lives(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from planish.compiled import Compiled, Progress
 from planish.exhausted import exhausted
 from planish.failures import record
 from planish.failures.config import plain_config
+from planish.failures.gates import failed_gate
 from planish.failures.postmortem import examine
-from planish.failures.record import Ended, FailedGate, Model, Record, Refused
+from planish.failures.record import Ended, Model, Record, Refused
 from planish.request import Request
 from planish.source import Source
-from planish.verdict import Drift, Failed, Layer
 
-_WORST = 3  # layers that a failed gate names
 _EARLY = ("start", "source")  # what fails there is a matter of the request, and the error says it all
 
 
@@ -69,31 +68,35 @@ class Recorder:
         """The stage that runs, or ran last."""
         return self._record.stage
 
-    def passed(self) -> None:
-        """The compile succeeded: there is nothing to explain."""
+    def ended(self, compiled: Compiled) -> str | None:
+        """The compile came to its end; returns the command that explains a failed gate."""
+        if compiled.failed:
+            return self._gated(compiled)
         folder, self._folder = self._folder, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
         self._close()
+        return None
 
     def stopped(self, problem: BaseException) -> None:
         """The compile ended with an exception, which is told where to read on."""
-        if self._folder is not None and not isinstance(problem, (KeyboardInterrupt, SystemExit)):
-            problem.add_note(f"stage {self._record.stage}")
-            if self._record.stage not in _EARLY:
-                problem.add_note(explain_command(Path(self._record.output)))
+        told = not isinstance(problem, (KeyboardInterrupt, SystemExit)) and self.reached not in _EARLY
+        if told:
+            problem.add_note(f"stage {self.reached}")
         self._update(ended=_ended(problem), findings=(examine(problem),), model=_model_of(problem))
+        if told and self._folder is not None:
+            problem.add_note(explain_command(Path(self._record.output)))
         self._close()
 
-    def gated(self, compiled: Compiled) -> str | None:
-        """A gate failed; returns the command that explains it."""
+    def _gated(self, compiled: Compiled) -> str | None:
+        drifts = {t.target: t.drift for t in compiled.targets}
         refused = [(s.name, r) for t in compiled.targets for s in t.steps for r in s.refused]
         refused += [(s.name, r) for s in compiled.steps for r in s.refused]
         rows = {Refused(pass_name=name, node=r.node, module=r.module, reason=r.reason): None for name, r in refused}
         self._update(
             ended="gate failed",
             findings=tuple(t.refusal for t in compiled.targets if t.refusal is not None),
-            gates=tuple(_gate(compiled, target, verdict) for target, verdict in compiled.failed),
+            gates=tuple(failed_gate(target, verdict, drifts.get(target, ())) for target, verdict in compiled.failed),
             refused=tuple(rows),
             model=_model(compiled.source),
         )
@@ -109,7 +112,8 @@ class Recorder:
             return
         try:
             record.write(self._record, self._folder)
-        except OSError:  # a full disk is what the compile itself is about to tell
+        except OSError:  # a full disk is what the compile itself is about to tell; half a story is worse than none
+            shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
     def _close(self) -> None:
@@ -145,35 +149,6 @@ def _ended(problem: BaseException) -> Ended:
     return "failed" if lacking is None else "out of memory" if lacking == "memory" else "out of disk"
 
 
-def _gate(compiled: Compiled, target: str, verdict: Failed) -> FailedGate:
-    drifts: Sequence[Drift] = next((t.drift for t in compiled.targets if t.target == target), ())
-    at = verdict.diverged
-    return FailedGate(
-        target=target,
-        check=verdict.check,
-        reason=verdict.reason,
-        metrics=tuple(
-            f"{m.name} {m.value:.4g} {'>' if m.at_most else '<'} limit {m.limit:g}"
-            + (f" (case {m.case})" if m.case else "")
-            for m in verdict.metrics
-            if not m.ok and m.limit is not None
-        ),
-        node=at.node if at else "",
-        op=at.op if at else "",
-        module=at.module if at else "",
-        error=at.relative_error if at else None,
-        drift=tuple(_row(d, layer) for d in drifts for layer in _worst(d)),
-    )
-
-
-def _worst(drift: Drift) -> list[Layer]:
-    return sorted(drift.layers, key=lambda layer: -layer.typical)[:_WORST]
-
-
-def _row(drift: Drift, layer: Layer) -> str:
-    return f"{drift.of}: {layer.typical:.2g} in {layer.module or '(top)'} ({layer.op}, {layer.node})"
-
-
 def _model(source: Source) -> Model:
     return Model(task=source.task, architecture=source.architecture, config=plain_config(source.config))
 
@@ -188,4 +163,3 @@ def _model_of(problem: BaseException) -> Model | None:
             return _model(source)
         at = at.tb_next
     return None
-

@@ -251,7 +251,7 @@ def run(request: Request, quiet: bool, verbose: bool) -> Done:
             if not compiled.failed or request.keep_failed:
                 recorder.stage("bundle", str(at))
                 bundle = write_bundle(compiled, at)
-            explain = recorder.gated(compiled) if compiled.failed else recorder.passed()
+            explain = recorder.ended(compiled)
     return Done(compiled, bundle, sizes, time.monotonic() - began, explain)
 
 
