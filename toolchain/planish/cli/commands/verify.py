@@ -64,7 +64,8 @@ def verify_command(
       planish verify my-model-int8.planish.zip --signature --key maker.pub.pem
       planish verify my-model-int8.planish --policy policy.toml --no-run
       planish verify my-model-int8.planish --runner coreml="ssh mac planish-run"
-      planish verify my-model-int8.planish --target coreml --attest mac.pem   # on a Mac: signed `executed` evidence
+      planish verify my-model-int8.planish --target coreml --attest mac.pem
+                                      on a Mac: signed `executed` evidence
       planish verify my-model-int8.planish --tokenizer
       planish verify my-model-int8.planish --json | jq .ok
 
