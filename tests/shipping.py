@@ -8,17 +8,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers as tf
 from bundles import Pair, key_pair
 
 from planish.build import compile_model
-from planish.bundle import write_bundle
+from planish.bundle import open_bundle, write_bundle
 from planish.bundle.codec import UNSEALED, json_bytes
 from planish.compiled import Silent
 from planish.request import Request
@@ -211,3 +212,23 @@ def question(shipped: Shipped, target: str, call: str, *given: Any, **options: A
         "with": [list(g) if isinstance(g, tuple) else [g] for g in given],
         "options": options,
     }
+
+
+def bytewise(text: str) -> str:
+    """A text as an app has it that decodes each byte alone."""
+    return "".join(c if c < "\x80" or c == "\ufffd" else "\ufffd" * len(c.encode()) for c in text)
+
+
+def written_tokens(shipped: Shipped, prompts: Sequence[tuple[str, int, bool]]) -> dict[str, Any]:
+    """Tokens of prompts, with and without what a chat puts around them, and the text of each token, for apps that have
+    no tokenizer. Texts of one byte each: what is no character alone is a question mark."""
+    from planish.loaders.text import read_text
+
+    tokenizer = tf.AutoTokenizer.from_pretrained(shipped.bundle / "tokenizer")
+    facts = read_text(open_bundle(shipped.bundle))
+    assert not isinstance(facts, str)
+    assert facts.chat is not None
+    before, after = facts.chat
+    texts = [before + text + after if chat else text for text, _, chat in prompts]
+    pieces = {str(i): tokenizer.decode([i], skip_special_tokens=True) for i in range(len(tokenizer))}
+    return {"tokens": {t: tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts}, "pieces": pieces}

@@ -1,16 +1,27 @@
-"""The C++ loader, compiled with the warnings on, on a real artifact in ONNX Runtime: what it answers and refuses."""
+"""The C++ loaders, compiled with the warnings on, on real artifacts: what they answer and refuse."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from shipping import FAULTS, TEXTS, Shipped, ask_python, onnxruntime_library, question, tool
+from shipping import (
+    FAULTS,
+    TEXTS,
+    Shipped,
+    ask_python,
+    bytewise,
+    onnxruntime_library,
+    question,
+    tool,
+    written_tokens,
+)
 
 APPS = Path(__file__).parent / "apps"
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror")
@@ -19,21 +30,23 @@ WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wno-
 def build(source: Path, loaders: Path, to: Path, *more: str) -> Path:
     if shutil.which("g++") is None or not Path("/usr/include/nlohmann/json.hpp").is_file():
         pytest.skip("needs g++, OpenSSL's and nlohmann's headers: sh ci/loader_tools.sh")
-    command = [
-        "g++",
-        "-std=c++17",
-        "-O0",
-        *WARNINGS,
-        f"-I{loaders / 'cpp'}",
-        str(source),
-        "-o",
-        str(to),
-        *more,
-        "-lcrypto",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    command = ["g++", "-std=c++17", "-O0", *WARNINGS, f"-I{loaders / 'cpp'}", str(source), "-o", str(to), *more]
+    done = subprocess.run([*command, "-lcrypto"], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[:4000]
     return to
+
+
+def ask_app(app: Path, questions: Sequence[dict[str, Any]], **given: Any) -> list[Any]:
+    at = app.with_suffix(".json")
+    at.write_text(json.dumps({"questions": questions, **given}))
+    command, env = [str(app), str(at)], {"LD_LIBRARY_PATH": str(app.parent)}
+    done = subprocess.run(command, env=env, capture_output=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    return list(json.loads(done.stdout[done.stdout.rindex(b"\n") + 1 :] if b"\n" in done.stdout else done.stdout))
+
+
+def embedding(shipped: Shipped, target: str) -> dict[str, Any]:
+    return {"bundle": str(shipped.bundle), "target": target, "key": shipped.key, "texts": TEXTS}
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +59,9 @@ def answers(
     """Of the faults, and of the texts on two targets."""
     headers, root = tool("onnxruntime/include"), tmp_path_factory.mktemp("cpp")
     library = onnxruntime_library(root)
-    app = build(APPS / "embed.cpp", encoder.loaders, root / "embed", f"-isystem{headers}", str(library))
-    whole = [
-        {"bundle": str(encoder.bundle), "target": target, "key": encoder.key, "texts": TEXTS}
-        for target in ("onnxruntime", "directml")
-    ]
-    (root / "ask.json").write_text(json.dumps({"questions": [*faults, *whole], "tokens": tokens}))
-    command, env = [str(app), str(root / "ask.json")], {"LD_LIBRARY_PATH": str(root)}
-    done = subprocess.run(command, env=env, capture_output=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    return list(json.loads(done.stdout))
+    app = build(APPS / "answer.cpp", encoder.loaders, root / "app", f"-isystem{headers}", str(library))
+    whole = [embedding(encoder, target) for target in ("onnxruntime", "directml")]
+    return ask_app(app, [*faults, *whole], tokens=tokens)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -73,6 +79,48 @@ def test_vectors_are_those_of_python(encoder: Shipped, answers: list[Any]) -> No
     for mine, theirs in zip(answers[-2:], wanted, strict=True):
         assert np.array(mine).shape == (len(TEXTS), 32)
         assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-6
+
+
+def executorch_flags() -> list[str]:
+    """Headers and libraries of the Python package; the whole of each library, which registers itself."""
+    import executorch
+
+    root = Path(next(iter(executorch.__path__)))
+    if not (root / "include").is_dir() or not list((root / "lib").glob("libexecutorch.*")):
+        pytest.skip("this executorch package has no C++ headers and libraries")
+    names = ("executorch", "executorch_kernels_optimized", "executorch_backend_xnnpack", "executorch_threadpool")
+    libraries = [str(path) for name in names for path in (root / "lib").glob(f"lib{name}.so")]
+    includes = [f"-isystem{root / part}" for part in ("include", "include/executorch/runtime/core/portable_type/c10")]
+    return [
+        *includes,
+        "-DC10_USING_CUSTOM_GENERATED_MACROS",
+        "-Wl,--no-as-needed",
+        *libraries,
+        f"-Wl,-rpath,{root / 'lib'}",
+    ]
+
+
+def test_executorch_computes_what_python_does(encoder: Shipped, tokens: dict[str, list[int]], tmp_path: Path) -> None:
+    app = build(APPS / "answer.cpp", encoder.loaders, tmp_path / "app", "-DEXECUTORCH", *executorch_flags())
+    (mine,) = ask_app(app, [embedding(encoder, "executorch")], tokens=tokens)
+    (theirs,) = ask_python(encoder, [question(encoder, "executorch", "embed", *TEXTS)])
+    assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-6
+
+
+def test_it_writes_what_python_writes(writer: Shipped, tmp_path: Path) -> None:
+    headers, library = tool("onnxruntime/include"), onnxruntime_library(tmp_path)
+    app = build(APPS / "answer.cpp", writer.loaders, tmp_path / "app", "-DWRITES", f"-isystem{headers}", str(library))
+    prompts = (("ab", 12, True), ("hello", 400, False))
+    (wanted,) = ask_python(writer, [question(writer, "onnxruntime", "generate", *prompts)])
+    asked = {"bundle": str(writer.bundle), "target": "onnxruntime", "key": writer.key}
+    questions = [{**asked, "texts": [text], "count": count, "chat": chat} for text, count, chat in prompts]
+    assert ask_app(app, questions, **written_tokens(writer, prompts)) == [[bytewise(text)] for text in wanted]
+
+
+def test_writing_with_executorch_compiles(writer: Shipped, tmp_path: Path) -> None:
+    """Its kernels for caches are in no C++ library of the package, so it is not run."""
+    flags = [flag for flag in executorch_flags() if not flag.endswith(".so")]
+    build(APPS / "answer.cpp", writer.loaders, tmp_path / "app.o", "-DEXECUTORCH", "-DWRITES", "-c", *flags)
 
 
 def test_labels_cannot_be_code(classifier: Shipped, tmp_path: Path) -> None:

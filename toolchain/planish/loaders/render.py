@@ -36,6 +36,7 @@ LANGUAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "planish/tokenizers_cpp.hpp",
         ),
         "onnxruntime": ("planish/onnxruntime.hpp",),
+        "executorch": ("planish/executorch.hpp",),
     },
 }
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}  # the same in all of them
