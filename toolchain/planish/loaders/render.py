@@ -38,6 +38,11 @@ LANGUAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "onnxruntime": ("planish/onnxruntime.hpp",),
         "executorch": ("planish/executorch.hpp",),
     },
+    "kotlin": {
+        "": ("planish/Bundle.kt", "planish/Contract.kt", "planish/Text.kt", "adapters/DjlTokenizer.kt"),
+        "onnxruntime": ("planish/OnnxModel.kt",),
+        "executorch": ("planish/ExecutorchModel.kt",),
+    },
 }
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}  # the same in all of them
 _PLAIN = frozenset(string.ascii_letters + string.digits + " _.,:;()[]<>+-=%'/")  # no star: comments may end with one

@@ -1,0 +1,9 @@
+package ai.onnxruntime;
+
+public enum OnnxJavaType {
+  FLOAT,
+  INT32,
+  INT64,
+  FLOAT16,
+  UNKNOWN
+}
