@@ -34,3 +34,24 @@ python3 -m zipfile -e dotnetcore2-3.1.23-*.whl reference
 mv runtime/dnv/net/runtime/.net "$at/dotnet/runtime"
 mv reference/dotnetcore2/bin/shared/Microsoft.NETCore.App/3.1.23 "$at/dotnet/reference"
 chmod +x "$at/dotnet/runtime/dotnet"
+
+# ONNX Runtime's C# binding from its sources, in the words of C# 7 that this compiler knows
+if command -v mcs >/dev/null; then
+  cd "$at/onnxruntime/csharp"
+  find . -name '*.meta' -delete
+  rm -rf Training
+  sed -i -E 's/\busing var /var /; s/\bis not null\b/!= null/g; s/\bis null\b/== null/g; s/\bunmanaged\b/struct/g' \
+    ./*.cs Tensors/*.cs
+  sed -i -E 's/\(static ptr =>/(ptr =>/' InferenceSession.shared.cs
+  sed -i 's/disposableHandles.Span\[i\] = IntPtr.Zero;/var span_ = disposableHandles.Span; span_[i] = IntPtr.Zero;/' \
+    InferenceSession.shared.cs
+  sed -i 's/\(DisposableList<OrtValue>\) sequenceOrtValues = new(/\1 sequenceOrtValues = new \1(/' ManagedProjections.shared.cs
+  sed -i 's/node.Value is not TensorBase/!(node.Value is TensorBase)/' ManagedProjections.shared.cs
+  sed -i 's/Buffer.Span\[index\] = value;/var span_ = Buffer.Span; span_[index] = value;/' Tensors/DenseTensor.shared.cs
+  sed -i -E 's/dimensions\[0\] = dimensions\[1\] = (\w+);/dimensions[0] = \1; dimensions[1] = \1;/' Tensors/Tensor.shared.cs
+  references=$(for file in "$at"/dotnet/reference/System*.dll "$at"/dotnet/reference/mscorlib.dll \
+    "$at"/dotnet/reference/netstandard.dll; do printf -- '-r:%s ' "$file"; done)
+  # shellcheck disable=SC2086
+  mcs -nostdlib -noconfig -langversion:latest -unsafe -target:library -d:NETSTANDARD2_0 -warn:0 \
+    -out:"$at/dotnet/Microsoft.ML.OnnxRuntime.dll" $references ./*.cs Tensors/*.cs
+fi

@@ -43,6 +43,7 @@ LANGUAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "onnxruntime": ("planish/OnnxModel.kt",),
         "executorch": ("planish/ExecutorchModel.kt",),
     },
+    "csharp": {"": ("Bundle.cs", "Contract.cs"), "onnxruntime": ("OnnxModel.cs",)},
 }
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}  # the same in all of them
 _PLAIN = frozenset(string.ascii_letters + string.digits + " _.,:;()[]<>+-=%'/")  # no star: comments may end with one
