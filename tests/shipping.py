@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import transformers as tf
 from bundles import Pair, key_pair
+from filelock import FileLock
 
 from planish.build import compile_model
 from planish.bundle import open_bundle, write_bundle
@@ -42,13 +43,26 @@ class Shipped:
 Change = Callable[[Path], None]
 
 
-def ship(model: Path, root: Path, targets: tuple[str, ...], **options: Any) -> Shipped:
-    request = Request(model=str(model), targets=targets, verify=False, **options)
-    bundle = write_bundle(compile_model(request, Silent(), root / "work"), root / "app.planish")
-    pair = key_pair(root, "maker")
-    sign(bundle, pair)
-    app = root / "app"
-    shutil.copytree(bundle / "loaders", app)
+def ship(
+    factory: pytest.TempPathFactory, name: str, save: Callable[[Path], None], targets: tuple[str, ...], **options: Any
+) -> Shipped:
+    """Compile a model once, also where several workers run tests.
+
+    Args:
+        save: writes the model into a folder.
+    """
+    base = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    root = base / f"shipped-{name}"
+    bundle, app = root / "app.planish", root / "app"
+    with FileLock(base / f"shipped-{name}.lock"):
+        if not app.is_dir():
+            root.mkdir()
+            save(root / "model")
+            request = Request(model=str(root / "model"), targets=targets, recipe="float", verify=False, **options)
+            write_bundle(compile_model(request, Silent(), root / "work"), bundle)
+            sign(bundle, key_pair(root, "maker"))
+            shutil.copytree(bundle / "loaders", app)
+    pair = Pair(root / "maker.pem", root / "maker.pub.pem")
     return Shipped(bundle, app, pair.public.read_text(), pair)
 
 
@@ -148,12 +162,19 @@ def spoil(shipped: Shipped, root: Path) -> list[dict[str, Any]]:
     return asked
 
 
-def tool(name: str) -> Path:
-    """Something that `ci/loader_tools.sh` brings; the test is skipped where nobody ran it."""
-    home = Path(os.environ.get("PLANISH_LOADER_TOOLS", Path(__file__).parents[1] / ".loader-tools"))
-    if not (home / name).exists():
-        pytest.skip(f"needs {name}: sh ci/loader_tools.sh")
-    return home / name
+HOME = Path(os.environ.get("PLANISH_LOADER_TOOLS", Path(__file__).parents[1] / ".loader-tools"))
+
+
+def needs(*tools: str, programs: tuple[str, ...] = (), files: tuple[str, ...] = ()) -> pytest.MarkDecorator:
+    """Skips, before anything is compiled, where something is missing that `ci/loader_tools.sh` brings.
+
+    Args:
+        tools: paths below its folder.
+    """
+    missing = [name for name in tools if not (HOME / name).exists()]
+    missing += [name for name in programs if shutil.which(name) is None]
+    missing += [name for name in files if not Path(name).exists()]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}: sh ci/loader_tools.sh")
 
 
 def onnxruntime_library(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,6 @@ def undrawn() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     """A sentence encoder for ONNX Runtime (any length), DirectML and ExecuTorch (48 tokens)."""
-    root = tmp_path_factory.mktemp("shipped-encoder")
     config = tf.BertConfig(
         hidden_size=32,
         num_hidden_layers=1,
@@ -36,19 +36,21 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
         vocab_size=30522,
         max_position_embeddings=128,
     )
-    random_model(config).save_pretrained(root / "model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "modules.json"):
-        shutil.copyfile(MINILM / name, root / "model" / name)
-    shutil.copytree(MINILM / "1_Pooling", root / "model" / "1_Pooling")
-    (root / "model/sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 100}))
+
+    def save(folder: Path) -> None:
+        random_model(config).save_pretrained(folder)
+        for name in (*TOKENIZER, "modules.json"):
+            shutil.copyfile(MINILM / name, folder / name)
+        shutil.copytree(MINILM / "1_Pooling", folder / "1_Pooling")
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 100}))
+
     targets = ("onnxruntime", "directml", "executorch")
-    return ship(root / "model", root, targets, recipe="float", sequence_length=48)
+    return ship(tmp_path_factory, "encoder", save, targets, sequence_length=48)
 
 
 @pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     """A classifier whose labels try to be code."""
-    root = tmp_path_factory.mktemp("shipped-classifier")
     labels = ['") + exit(1) + ("', "*/ \n// ${x} \\u0022 'it'"]
     config = tf.BertConfig(
         hidden_size=32,
@@ -60,12 +62,16 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
     )
-    random_model(config, tf.AutoModelForSequenceClassification).save_pretrained(root / "model")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        shutil.copyfile(MINILM / name, root / "model" / name)
-    return ship(root / "model", root, ("onnxruntime",), recipe="float", task="text-classification")
+
+    def save(folder: Path) -> None:
+        random_model(config, tf.AutoModelForSequenceClassification).save_pretrained(folder)
+        for name in TOKENIZER:
+            shutil.copyfile(MINILM / name, folder / name)
+
+    return ship(tmp_path_factory, "classifier", save, ("onnxruntime",), task="text-classification")
 
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|bot|>{% endif %}"
 )
@@ -74,7 +80,6 @@ TEMPLATE = (
 @pytest.fixture(scope="session")
 def writer(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     """A language model over bytes, whose texts begin with a special token and whose characters take several."""
-    root = tmp_path_factory.mktemp("shipped-writer")
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {word: i for i, word in enumerate(["<s>", "</s>", *bytes_])}
     whole = Tokenizer(models.BPE(words, []))
@@ -87,9 +92,12 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
     config = DECODERS["llama"]()
     config.vocab_size, config.max_position_embeddings = len(words), 96
     config.bos_token_id, config.eos_token_id = 0, 1
-    random_model(config, tf.AutoModelForCausalLM).save_pretrained(root / "model")
-    tokenizer.save_pretrained(root / "model")
-    return ship(root / "model", root, ("onnxruntime", "executorch"), recipe="float", context=96)
+
+    def save(folder: Path) -> None:
+        random_model(config, tf.AutoModelForCausalLM).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return ship(tmp_path_factory, "writer", save, ("onnxruntime", "executorch"), context=96)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,23 +12,25 @@ import numpy as np
 import pytest
 from shipping import (
     FAULTS,
+    HOME,
     TEXTS,
     Shipped,
     ask_python,
     bytewise,
+    needs,
     onnxruntime_library,
     question,
-    tool,
     written_tokens,
 )
 
+pytestmark = needs(programs=("g++",), files=("/usr/include/nlohmann/json.hpp", "/usr/include/openssl/evp.h"))
+binding = needs("onnxruntime/include")
+HEADERS = HOME / "onnxruntime/include"
 APPS = Path(__file__).parent / "apps"
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wno-sign-conversion", "-Werror")
 
 
 def build(source: Path, loaders: Path, to: Path, *more: str) -> Path:
-    if shutil.which("g++") is None or not Path("/usr/include/nlohmann/json.hpp").is_file():
-        pytest.skip("needs g++, OpenSSL's and nlohmann's headers: sh ci/loader_tools.sh")
     command = ["g++", "-std=c++17", "-O0", *WARNINGS, f"-I{loaders / 'cpp'}", str(source), "-o", str(to), *more]
     done = subprocess.run([*command, "-lcrypto"], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[:4000]
@@ -57,22 +58,25 @@ def answers(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[Any]:
     """Of the faults, and of the texts on two targets."""
-    headers, root = tool("onnxruntime/include"), tmp_path_factory.mktemp("cpp")
+    headers, root = HEADERS, tmp_path_factory.mktemp("cpp")
     library = onnxruntime_library(root)
     app = build(APPS / "answer.cpp", encoder.loaders, root / "app", f"-isystem{headers}", str(library))
     whole = [embedding(encoder, target) for target in ("onnxruntime", "directml")]
     return ask_app(app, [*faults, *whole], tokens=tokens)
 
 
+@binding
 @pytest.mark.parametrize("fault", FAULTS)
 def test_it_refuses(answers: list[Any], fault: str) -> None:
     assert FAULTS[fault][1] in answers[list(FAULTS).index(fault)]["refused"]
 
 
+@binding
 def test_it_refuses_another_key(answers: list[Any]) -> None:
     assert answers[len(FAULTS)] == {"refused": "the signature is not of this key"}
 
 
+@binding
 def test_vectors_are_those_of_python(encoder: Shipped, answers: list[Any]) -> None:
     targets = ("onnxruntime", "directml")
     wanted = ask_python(encoder, [question(encoder, target, "embed", *TEXTS) for target in targets])
@@ -107,8 +111,9 @@ def test_executorch_computes_what_python_does(encoder: Shipped, tokens: dict[str
     assert np.abs(np.array(mine) - np.array(theirs)).max() < 1e-6
 
 
+@binding
 def test_it_writes_what_python_writes(writer: Shipped, tmp_path: Path) -> None:
-    headers, library = tool("onnxruntime/include"), onnxruntime_library(tmp_path)
+    headers, library = HEADERS, onnxruntime_library(tmp_path)
     app = build(APPS / "answer.cpp", writer.loaders, tmp_path / "app", "-DWRITES", f"-isystem{headers}", str(library))
     prompts = (("ab", 12, True), ("hello", 400, False))
     (wanted,) = ask_python(writer, [question(writer, "onnxruntime", "generate", *prompts)])

@@ -11,8 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shipping import FAULTS, TEXTS, Shipped, ask_python, bytewise, onnxruntime_library, question, tool, written_tokens
+from shipping import (
+    FAULTS,
+    HOME,
+    TEXTS,
+    Shipped,
+    ask_python,
+    bytewise,
+    needs,
+    onnxruntime_library,
+    question,
+    written_tokens,
+)
 
+pytestmark = needs("dotnet/Microsoft.ML.OnnxRuntime.dll", "dotnet/runtime", "dotnet/reference", programs=("mcs",))
 APPS = Path(__file__).parent / "apps"
 CONFIG = {
     "runtimeOptions": {
@@ -25,9 +37,7 @@ CONFIG = {
 
 def build(shipped: Shipped, folder: Path, *more: str) -> Path:
     """The app, with the libraries that it needs beside it. Assemblies of .NET Core 3.1 are referred to."""
-    if shutil.which("mcs") is None:
-        pytest.skip("needs mcs: sh ci/loader_tools.sh")
-    binding, reference = tool("dotnet/Microsoft.ML.OnnxRuntime.dll"), tool("dotnet/reference")
+    binding, reference = HOME / "dotnet/Microsoft.ML.OnnxRuntime.dll", HOME / "dotnet/reference"
     shutil.copyfile(binding, folder / binding.name)
     names = [*sorted(reference.glob("System*.dll")), reference / "mscorlib.dll", reference / "netstandard.dll"]
     app = folder / "app.exe"
@@ -46,7 +56,7 @@ def build(shipped: Shipped, folder: Path, *more: str) -> Path:
 def ask_app(app: Path, questions: Sequence[dict[str, Any]], **given: Any) -> list[Any]:
     at, answers = app.with_name("ask.json"), app.with_name("answers.json")
     at.write_text(json.dumps({"questions": questions, **given}))
-    command = [str(tool("dotnet/runtime") / "dotnet"), str(app), str(at), str(answers)]
+    command = [str(HOME / "dotnet/runtime/dotnet"), str(app), str(at), str(answers)]
     env = {"LD_LIBRARY_PATH": str(app.parent), "DOTNET_CLI_TELEMETRY_OPTOUT": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,18 +14,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shipping import FAULTS, TEXTS, Shipped, ask_python, bytewise, question, tool, written_tokens
+from shipping import FAULTS, HOME, TEXTS, Shipped, ask_python, bytewise, needs, question, written_tokens
 
 APPS = Path(__file__).parent / "apps"
 JSON = Path("/usr/share/java/com.android.json.jar")
+pytestmark = needs("kotlin", programs=("java", "javac"), files=(str(JSON),))
 QUICK = {"JAVA_OPTS": "-XX:TieredStopAtLevel=1 -Xshare:auto", "PATH": os.environ["PATH"]}
 
 
 @pytest.fixture(scope="module")
 def bindings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Class files of the stand-ins."""
-    if shutil.which("javac") is None or not JSON.is_file():
-        pytest.skip("needs javac and Android's org.json: sh ci/loader_tools.sh")
     at = tmp_path_factory.mktemp("bindings")
     sources = [str(path) for path in sorted((APPS / "java").rglob("*.java"))]
     subprocess.run(["javac", "-Werror", "-d", str(at), *sources], check=True, timeout=300)
@@ -35,7 +33,7 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(shipped: Shipped, reply: str, bindings: Path, to: Path) -> str:
     """Class path of the app."""
-    home = tool("kotlin")
+    home = HOME / "kotlin"
     sources = [str(path) for path in sorted((shipped.loaders / "kotlin/planish").glob("*.kt"))]
     command = [str(home / "bin/kotlinc"), "-Werror", "-cp", f"{bindings}:{JSON}", "-d", str(to)]
     command += [*sources, str(APPS / "Answer.kt"), str(APPS / reply)]

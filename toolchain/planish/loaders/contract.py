@@ -10,6 +10,7 @@ from planish.bundle.manifest import TargetEntry
 from planish.bundle.read import Bundle
 from planish.language import named_ends
 from planish.loaders.text import Text, read_text
+from planish_targets.coreml.emit.naming import safe_name
 
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 _FED = {IDS, MASK, TYPES}  # what a text alone can fill
@@ -197,6 +198,8 @@ def _target(name: str, entry: TargetEntry, task: str, why: list[str]) -> Target:
     told = [made.options.get(key) for key in ("inputs", "input_dtypes", "input_shapes")]
     if runtime == "executorch" and all(isinstance(t, list) for t in told):
         inputs = tuple(Tensor(str(n), str(d), tuple(s)) for n, d, s in zip(*told, strict=True))  # type: ignore[arg-type]
+    if runtime == "coreml":  # a package has names that MIL takes
+        inputs = tuple(replace(p, name=safe_name(p.name)) for p in inputs)
     outputs = tuple(Tensor(p.name, p.dtype, p.shape) for p in entry.outputs)
     if not outputs and isinstance(named := made.options.get("outputs"), list):
         outputs = tuple(Tensor(str(n), _UNKNOWN, ()) for n in named)
@@ -213,6 +216,8 @@ def _target(name: str, entry: TargetEntry, task: str, why: list[str]) -> Target:
 
 def _writing(target: Target, options: Any) -> Writing | str:
     """How to feed it token by token, or why it cannot be."""
+    if options.get("masks"):
+        return "it takes masks, which the app makes (examples/ios)"
     states: list[State] = []
     positions, flat, step = "", False, 0
     limits = {name: high for name, _, high in target.axes}

@@ -44,6 +44,17 @@ LANGUAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "executorch": ("planish/ExecutorchModel.kt",),
     },
     "csharp": {"": ("Bundle.cs", "Contract.cs"), "onnxruntime": ("OnnxModel.cs",)},
+    "swift": {
+        "": (
+            "Package.swift",
+            "Sources/PlanishLoader/Bundle.swift",
+            "Sources/PlanishLoader/Contract.swift",
+            "Sources/PlanishLoader/Model.swift",
+            "Adapters/SwiftTransformers.swift",
+        ),
+        "coreml": ("Sources/PlanishLoader/CoreMLModel.swift",),
+        "executorch": ("Sources/PlanishLoader/ExecutorchModel.swift",),
+    },
 }
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}  # the same in all of them
 _PLAIN = frozenset(string.ascii_letters + string.digits + " _.,:;()[]<>+-=%'/")  # no star: comments may end with one
