@@ -336,6 +336,16 @@ class ReadsVariables(Protocol):
 
 
 @runtime_checkable
+class Varies(Protocol):
+    """A target of which some files have other bytes in every compile."""
+
+    @property
+    def varies(self) -> Mapping[str, str]:
+        """Pattern of paths in the artifact's folder -> why; empty where this machine can do better."""
+        ...
+
+
+@runtime_checkable
 class OffersVariants(Protocol):
     """A target with further forms of its artifact, each of them a target with a name of its own."""
 

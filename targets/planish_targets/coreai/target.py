@@ -50,6 +50,11 @@ class CoreAITarget:
     extra: str = "coreai"
     capabilities: Capabilities = _CAPABILITIES
 
+    @property
+    def varies(self) -> Mapping[str, str]:
+        """See docs/decisions/0016-core-ai.md."""
+        return {"*": "coreai-torch ends names of composites in random letters, and writes the time into metadata.json"}
+
     def numerics(self, recipe: Recipe) -> Numerics:
         """float32; activations are not quantised."""
         return Numerics()

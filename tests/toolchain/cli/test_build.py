@@ -75,6 +75,7 @@ def test_table_and_progress(run: Any, ends: dict[str, Compiled]) -> None:
     assert "m-int8 up to date - 23.1 MB onnxruntime executed" in " ".join(again.stdout.split())
     assert again.stderr == ""
     assert "capture" not in run("build", "--force", "--quiet").stderr
+    assert run("build", "--force", "--twice").stdout.count("a second compile wrote the same artifacts") == 2
 
 
 def test_plan_and_why(run: Any, ends: dict[str, Compiled], tmp_path: Path) -> None:

@@ -115,6 +115,25 @@ def test_other_targets_may_differ(job: Job, monkeypatch: pytest.MonkeyPatch) -> 
     assert received(job, items(job)).passed
 
 
+@pytest.mark.usefixtures("node")
+def test_a_cancelled_task_ends_its_compile_and_leaves_nothing(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
+    monkeypatch.setattr(module, "_CHILD", (sys.executable, "-c", hangs))
+    monkeypatch.setattr(cluster.tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    asked = job.request.model_dump_json(exclude={"output"})
+    task = compile_here(asked, job.name, expected(FACTS, job.request))
+    kind, pid = next(task)
+    assert kind == "say"
+    assert os.listdir(tmp_path / "temporary")
+    task.close()  # type: ignore[attr-defined]
+    assert os.listdir(tmp_path / "temporary") == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PlanishError, match="not installed") as caught:

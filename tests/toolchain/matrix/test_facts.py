@@ -24,6 +24,7 @@ def test_facts_are_those_of_the_targets(tmp_path: Path) -> None:
     assert {"torch", "tokenizers", "numpy"} <= set(found.packages[""])
     assert "QNN_SDK_ROOT" in found.variables["executorch:qnn"]
     assert "SOURCE_DATE_EPOCH" in found.variables[""]
+    assert "random letters" in found.varies["coreai"]["*"]
 
 
 def test_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from planish.cli.commands.bench import bench_command
 from planish.cli.commands.build import build_command
+from planish.cli.commands.cache import cache_command
 from planish.cli.commands.compile import compile_command
 from planish.cli.commands.doctor import doctor_command
 from planish.cli.commands.eval import eval_command
@@ -82,6 +83,7 @@ for name, command, short in (
     ("compile", compile_command, "Compile a model, check every artifact, write a bundle."),
     ("build", build_command, "Make all bundles of a file that are not up to date."),
     ("explain", explain_command, "Tell why a compile failed, and make a bug report of it."),
+    ("cache", cache_command, "Tell what planish build keeps here, check it, make it smaller."),
     ("verify", verify_command, "Check a bundle again."),
     ("run", run_command, "Chat with a language model of a bundle, or complete a text."),
     ("eval", eval_command, "Measure a language model: perplexity, distance to the original."),

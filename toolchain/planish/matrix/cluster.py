@@ -5,7 +5,9 @@ Every node needs the same planish with the same packages (checked) and the model
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import queue
 import tempfile
 import threading
@@ -24,6 +26,7 @@ from planish.request import Request
 from planish_passes.errors import PlanishError
 
 _PIECE = 8 << 20  # bytes of a file that travel at once
+_LOOK = 0.5  # seconds
 _AHEAD = 8  # pieces that a node makes before the first one is taken
 _ERRORS = 40  # as in logging: warnings of Ray about its own are not for users of a build
 Item = tuple[str, Any]  # ("say", line), ("file", (path, piece)) or ("end", how)
@@ -79,10 +82,10 @@ class Cluster:
                 self._running.remove(stream)
 
     def stop(self) -> None:
-        """See Executor. A compile ends when its worker does."""
+        """See Executor."""
         with self._lock:
             for stream in self._running:
-                self._ray.cancel(stream, force=True)
+                self._ray.cancel(stream)
 
     def _receive(self, job: Job, items: Iterator[Item], say: Callable[[str], None]) -> Compiled:
         for kind, value in items:
@@ -132,12 +135,12 @@ def compile_here(asked: str, name: str, wanted: Mapping[str, Any]) -> Iterator[I
     other = differences(wanted, expected(read_facts(local_folder() / "facts"), request))
     if other:
         what = f"A node of the cluster differs: {'; '.join(other[:5])}"
-        yield (
-            "end",
-            _ended(Compiled(None, PlanishError(what, os.uname().nodename, "install the same on all nodes"), 0.0)),
-        )
+        refusal = PlanishError(what, platform.node(), "install the same on all nodes")
+        yield "end", _ended(Compiled(None, refusal, 0.0))
         return
-    with tempfile.TemporaryDirectory(prefix="planish-") as folder:
+    processes = Processes()
+    with tempfile.TemporaryDirectory(prefix="planish-") as folder, contextlib.ExitStack() as stack:
+        stack.callback(processes.stop)  # also when the build that asked is gone
         at = Path(folder, f"{name}.planish")
         lines: queue.Queue[str | None] = queue.Queue()
         done: list[Compiled | BaseException] = []
@@ -145,19 +148,29 @@ def compile_here(asked: str, name: str, wanted: Mapping[str, Any]) -> Iterator[I
         def work() -> None:
             placed = request.model_copy(update={"output": at})
             try:
-                done.append(compile_request(placed, name, Path(folder, "work"), Processes(), lines.put))
+                done.append(compile_request(placed, name, Path(folder, "work"), processes, lines.put))
             except BaseException as error:
                 done.append(error)
             lines.put(None)
 
         threading.Thread(target=work, daemon=True).start()
-        while (line := lines.get()) is not None:
-            yield "say", line
+        yield from (("say", line) for line in _until_none(lines))
         if isinstance(done[0], BaseException):
             raise done[0]
         if at.is_dir():
             yield from (("file", piece) for piece in _pieces(at))
         yield "end", _ended(done[0])
+
+
+def _until_none(lines: queue.Queue[str | None]) -> Iterator[str]:
+    while True:
+        try:
+            line = lines.get(timeout=_LOOK)
+        except queue.Empty:  # a cancelled task learns of it between two looks
+            continue
+        if line is None:
+            return
+        yield line
 
 
 def _pieces(bundle: Path) -> Iterator[tuple[str, bytes]]:

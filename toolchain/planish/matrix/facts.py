@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,14 @@ class Facts:
         names: targets and recipes.
         packages: target -> package -> version, of all that its compile can import; "" for what every compile imports.
         variables: target -> environment variables that its compile reads; "" for every compile.
+        varies: target -> pattern of an artifact's files -> why their bytes differ from compile to compile.
     """
 
     sources: str
     names: Names
     packages: Mapping[str, Mapping[str, str]]
     variables: Mapping[str, tuple[str, ...]]
+    varies: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def read_facts(folder: Path) -> Facts:
@@ -110,14 +112,15 @@ def _listing(place: str) -> list[str]:
 
 def _ask(sources: str, here: Mapping[str, str]) -> Facts:
     from planish_targets import registry
-    from planish_targets.contract import ReadsVariables
+    from planish_targets.contract import ReadsVariables, Varies
 
     packages = {"": _closure(CORE, here)}
     variables: dict[str, tuple[str, ...]] = {"": VARIABLES}
     for name, target in registry.known().items():
         packages[name] = _closure(target.requires, here)
         variables[name] = tuple(target.variables) if isinstance(target, ReadsVariables) else ()
-    return Facts(sources, installed_names(), packages, variables)
+    varies = {name: dict(target.varies) for name, target in registry.known().items() if isinstance(target, Varies)}
+    return Facts(sources, installed_names(), packages, variables, varies)
 
 
 def _closure(roots: Iterable[str], here: Mapping[str, str]) -> dict[str, str]:
@@ -154,4 +157,4 @@ def _normal(name: str) -> str:
 def _from_json(data: Mapping[str, Any]) -> Facts:
     names = Names(**{key: tuple(value) for key, value in data["names"].items()})
     variables = {target: tuple(value) for target, value in data["variables"].items()}
-    return Facts(data["sources"], names, data["packages"], variables)
+    return Facts(data["sources"], names, data["packages"], variables, data["varies"])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from planish.bundle.files import MANIFEST
+from planish.matrix.bytes import Difference, differences_of
 from planish.matrix.cache import Cache
 from planish.matrix.compile import Compiled, Processes, compile_request
 from planish.matrix.facts import Facts
@@ -34,6 +37,7 @@ class Outcome:
         summary: what the compile said, now or when the bundle was made.
         error: why it failed.
         notes: what the user should know.
+        bytes: what a second compile wrote otherwise; None when there was none.
     """
 
     step: Step
@@ -42,6 +46,7 @@ class Outcome:
     summary: Mapping[str, Any] | None = None
     error: PlanishError | None = None
     notes: tuple[str, ...] = ()
+    bytes: tuple[Difference, ...] | None = None
 
 
 class Shown(Protocol):
@@ -85,6 +90,7 @@ class Build:
 
     Args:
         jobs: compiles at the same time.
+        twice: compile each bundle once more, and compare the bytes.
         done: told each outcome as it comes.
     """
 
@@ -94,6 +100,7 @@ class Build:
     executor: Executor
     shown: Shown
     jobs: int = 1
+    twice: bool = False
     done: Callable[[Outcome], None] = lambda outcome: None
 
     def run(self, steps: Sequence[Step]) -> tuple[Outcome, ...]:
@@ -156,7 +163,21 @@ class Build:
         files, summary = fingerprints(job.output), {k: v for k, v in made.summary.items() if k in _LASTING}
         write_record(job, step.inputs.data, {name: file.sha256 for name, file in files.items()}, summary)
         self.cache.store(Entry(step.inputs.data, files, summary), job.output)
-        return Outcome(step, "built", made.seconds, made.summary, notes=tuple(notes))
+        other = self._again(step) if self.twice else None
+        return Outcome(step, "built", made.seconds, made.summary, notes=tuple(notes), bytes=other)
+
+    def _again(self, step: Step) -> tuple[Difference, ...]:
+        """Compile it once more, beside, and compare."""
+        job = step.job
+        self.shown.say(job.name, "compile: once more, to compare the bytes")
+        with tempfile.TemporaryDirectory(prefix="twice-", dir=place(job)) as folder:
+            request = job.request.model_copy(update={"output": Path(folder, job.output.name)})
+            second = replace(job, request=request)
+            made = self.executor.compile(second, lambda line: self.shown.say(job.name, line))
+            if not made.passed:
+                what = "A second compile of the same inputs failed."
+                raise made.error or PlanishError(what, job.name, "a gate is at the edge: see the log")
+            return differences_of(job.output, second.output, self.facts.varies)
 
     def _misread(self, step: Step) -> tuple[str, ...]:
         """Files of the model that the compile saw with other contents than the key."""

@@ -73,11 +73,12 @@ class Work:
         executor: Executor,
         shown: Shown,
         jobs: int = 1,
+        twice: bool = False,
         done: Callable[[Outcome], None] = lambda outcome: None,
     ) -> tuple[Outcome, ...]:
         """Do it; see `Build`."""
         try:
-            return Build(self.facts, self.hashes, self.cache, executor, shown, jobs, done).run(steps)
+            return Build(self.facts, self.hashes, self.cache, executor, shown, jobs, twice, done).run(steps)
         finally:
             self.hashes.keep()
 

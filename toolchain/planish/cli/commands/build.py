@@ -49,6 +49,9 @@ def build_command(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compile all, whatever the cache holds.")] = False,
+    twice: Annotated[
+        bool, typer.Option("--twice", help="Compile each bundle once more, and tell which bytes differ, and why.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "--plan", "-n", help="Tell what would be done, and why.")
     ] = False,
@@ -100,7 +103,7 @@ def build_command(
         raise typer.Exit(FAILED if any(step.action == "impossible" for step in steps) else 0)
     where, room = _executor(executor, work.facts)
     with exit_on_sigterm():
-        outcomes = work.run(steps, where, shown, jobs or room, shown.done)
+        outcomes = work.run(steps, where, shown, jobs or room, twice, shown.done)
     if as_json:
         emit_json(_to_json(outcomes))
     else:
@@ -165,6 +168,8 @@ def _show(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         for note in outcome.notes:
             console.print(f"note: {outcome.step.job.name}: {note}", style="dim", soft_wrap=True)
+        for told in _bytes(outcome):
+            console.print(f"bytes: {outcome.step.job.name}: {told}", soft_wrap=True)
         for gate in (outcome.summary or {}).get("failed", ()) if outcome.status == "gate failed" else ():
             console.print("FAILED", style="bold red", end="  ")
             console.print(
@@ -174,6 +179,14 @@ def _show(outcomes: Sequence[Outcome]) -> None:
             console.print("FAILED", style="bold red", end="  ")
             console.print(f"{outcome.step.job.name}: {outcome.error.what}", soft_wrap=True)
             console.print(f"  where: {outcome.error.where}\n  hint: {outcome.error.hint}", soft_wrap=True)
+
+
+def _bytes(outcome: Outcome) -> list[str]:
+    if outcome.bytes is None:
+        return []
+    return [
+        f"{d.file}: {d.count} of {d.size} bytes differ, from byte {d.first} on ({d.why})" for d in outcome.bytes
+    ] or ["a second compile wrote the same artifacts"]
 
 
 def _targets(outcome: Outcome) -> str:
@@ -250,6 +263,7 @@ def _to_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
             "seconds": round(o.seconds, 3),
             "error": o.error,
             "notes": o.notes,
+            "bytes": o.bytes,
             "result": o.summary,
         }
         for o in outcomes
