@@ -8,19 +8,15 @@ planish.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 ORT_FILE = "model.ort"
 SMALLEST = 1024  # tensors below this many bytes stay inside model.onnx
-_FIXED = "PLANISH_FIXED_ADDRESSES"
-_NO_RANDOM, _ASK = 0x0040000, 0xFFFFFFFF  # personality(2): ADDR_NO_RANDOMIZE; tell, and change nothing
 LARGE = 64 * 1024  # bytes; a tensor of this size that is stored twice is worth a note
 
 
@@ -34,12 +30,14 @@ def add_mobile_form(folder: Path, file: str) -> tuple[str, ...]:
         PlanishError: the converter failed; tells its last words.
     """
     done = subprocess.run([sys.executable, __file__, str(folder), file], capture_output=True, text=True)
-    if done.returncode:
-        from planish_passes.errors import PlanishError
+    from planish_passes.errors import PlanishError
+    from planish_targets.onnxruntime.kernel_tables import sort_kernel_tables
 
+    if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         hint = "report it with the model's config.json"
         raise PlanishError(f"{ORT_FILE} cannot be written: {last}", str(folder / file), hint)
+    sort_kernel_tables(folder / ORT_FILE)
     kept: list[str] = json.loads(done.stdout.splitlines()[-1])
     if not kept:
         return ()
@@ -112,36 +110,5 @@ def _offsets(path: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def fixed_addresses() -> bool:
-    """True where this system lets a process run at fixed addresses: then model.ort is the same in every build.
-
-    The file ends with tables of kernels that ONNX Runtime keeps by hash, and the hash starts from an address.
-    """
-    return _personality() is not None
-
-
-def _personality() -> int | None:
-    """What to pass to personality(2); None where it is refused (containers often do) or unknown."""
-    if sys.platform != "linux":
-        return None
-    system = ctypes.CDLL(None)
-    before = system.personality(_ASK)
-    wanted = before | _NO_RANDOM
-    # For the programs that this process starts from now on; it is set back at once.
-    if before == -1 or system.personality(wanted) == -1:
-        return None
-    system.personality(before)
-    return int(wanted)
-
-
-def _fix_addresses() -> None:
-    """Start again at fixed addresses, where that is possible."""
-    wanted = _personality()
-    if wanted is not None and _FIXED not in os.environ:
-        ctypes.CDLL(None).personality(wanted)
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, _FIXED: "1"})
-
-
 if __name__ == "__main__":
-    _fix_addresses()
     print(json.dumps(convert(Path(sys.argv[1]), sys.argv[2])))

@@ -51,14 +51,6 @@ class OnnxRuntimeTarget:
     extra: str = "onnxruntime"
     capabilities: Capabilities = _CAPABILITIES
 
-    @property
-    def varies(self) -> Mapping[str, str]:
-        """The .ort file, where no process may choose its addresses."""
-        from planish_targets.onnxruntime.mobile import ORT_FILE, fixed_addresses
-
-        why = "tables of kernels are in the order of a hash that starts from an address, and addresses are random here"
-        return {} if fixed_addresses() else {f"*{ORT_FILE}": why}
-
     def numerics(self, recipe: Recipe) -> Numerics:
         """float32; inputs of linears with one scale per channel are rounded by role, of others by group."""
         return Numerics(activations=BY_BLOCK if recipe.bits else "none")
