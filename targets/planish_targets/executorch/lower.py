@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 
 from planish_passes.errors import PlanishError
 from planish_passes.program import Port, Program, module_path, op_name
+from planish_targets.executorch.frugal import frugal, give_back
 from planish_targets.executorch.lean import decomposed, lean
 from planish_targets.executorch.partition import partitioner
 from planish_targets.executorch.quiet import quiet
@@ -76,7 +77,7 @@ def write(
         PlanishError: an operator has no form here; names it, its module and the way out.
     """
     _check(program)
-    with quiet(), lean(), torch.no_grad(), settled(program.graph):
+    with quiet(), lean(), frugal(), torch.no_grad(), settled(program.graph):
         program, caches = inside(with_kernels(program.copy()))
         manager, written = _lower(_with_weights(program), program, facts or {}, edge or _xnnpack, to if split else None)
         longest = program.axes["sequence"][1] if caches and "sequence" in program.axes else int(bool(caches))
@@ -166,8 +167,8 @@ def _with_weights(program: Program) -> ExportedProgram:
     """The program with its weights in memory, each a tensor of its own storage, and module paths on every node."""
     exported = program.copy().exported
     for name in program.weight_names().values():
-        # The serialiser writes the whole storage behind a view.
-        exported._state_dict[name] = program.weights.read(name).detach().clone().contiguous()
+        exported._state_dict[name] = _alone(program.weights.read(name).detach())
+    give_back()
     exported._example_inputs = None
     for node in exported.graph.nodes:
         if node.op == "placeholder" and not node.meta["val"].is_contiguous():
@@ -176,6 +177,12 @@ def _with_weights(program: Program) -> ExportedProgram:
         path = module_path(node)
         node.meta["nn_module_stack"] = {path: (path, "")} if path else {}
     return exported
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with a storage that holds nothing else: the serialiser writes the whole storage behind a view."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _stack_path(node: fx.Node) -> str:
