@@ -110,7 +110,7 @@ def load(name: str) -> dict[str, Any]:
     ("name", "schema"), [("github-actions.yml", "vendor.github-workflows"), ("gitlab-ci.yml", "vendor.gitlab-ci")]
 )
 def test_the_schemas_of_the_systems(name: str, schema: str, tmp_path: Path) -> None:
-    command = ["check-jsonschema", "--builtin-schema", schema]
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema]
     assert run(*command, str(TEMPLATES / name)).returncode == 0
     broken = tmp_path / name
     broken.write_text((TEMPLATES / name).read_text().replace("runs-on:", "runs_on:").replace("script:", "scripts:"))
@@ -180,7 +180,7 @@ def xcode(app: App, tmp_path: Path, *names: str, **env: str) -> subprocess.Compl
 @posix
 def test_the_build_phase_of_xcode(built: App, tmp_path: Path) -> None:
     script = str(TEMPLATES / "xcode-build-phase.sh")
-    assert run("shellcheck", script).returncode == 0
+    assert run(str(Path(sys.executable).with_name("shellcheck")), script).returncode == 0
     for _ in range(2):  # what an earlier build left is replaced
         done = xcode(built, tmp_path, "tiny-float")
         assert done.returncode == 0, done.stdout
