@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def test_an_error_is_followed_by_where_to_read_on(run: Any, build: Any, told: An
     failed = run("compile", "m", "-t", "coreml")
     assert failed.exit_code == 1
     assert "more: planish explain m-float.planish" in failed.stderr
-    shown = run("explain", "m-float.planish")
+    shown = run("explain", "m-float.planish", "--no-reduce")
     assert shown.exit_code == 0
     assert "for coreml, recipe float could not be done, in stage capture." in shown.stdout
     assert "no form for it" in shown.stdout
@@ -43,9 +44,12 @@ def test_json(run: Any, build: Any, private_cache: Path) -> None:
     build.error = PlanishError("no form for it", "aten.foo", "report it")
     failed = json.loads(run("compile", "m", "-t", "coreml", "--json").stdout)
     assert failed["error"]["more"] == ["planish explain m-float.planish"]
-    data = json.loads(run("explain", "--json").stdout)
+    data = json.loads(run("explain", "--json", "--no-reduce").stdout)
     assert (data["ended"], data["findings"][0]["what"]) == ("failed", "no form for it")
-    assert "FakeBuild" not in data["findings"][0]["what"]
+    assert data["reduced"] == {"reason": "it was not asked for"}
+    readme = Path(data["report"], "README.md").read_text()
+    assert "no form for it" in readme
+    assert str(Path.cwd()) not in readme
     assert "Traceback" in data["findings"][0]["traceback"]
 
 
@@ -53,7 +57,7 @@ def test_a_failed_gate_names_check_case_and_layer(run: Any, build: Any) -> None:
     build.verdict = FAILED
     failed = run("compile", "m", "-t", "coreml")
     assert (failed.exit_code, "more: planish explain m-float.planish" in failed.stderr) == (3, True)
-    shown = run("explain").stdout
+    shown = run("explain", "--no-reduce").stdout
     assert "lowering: the artifact computes something else" in shown
     assert "relative 0.5 > limit 1e-05 (case padded)" in shown
     assert "max_abs" not in shown  # it has no limit
@@ -68,7 +72,7 @@ def test_success_leaves_nothing(run: Any, build: Any, private_cache: Path, told:
     build.error = None
     assert run("compile", "m", "-t", "coreml").exit_code == 0
     assert records(private_cache) == []
-    assert told(run("explain"))[0] == "No compile failed here."
+    assert told(run("explain", "--no-reduce"))[0] == "No compile failed here."
 
 
 def test_interrupt_is_told_with_its_stage(run: Any, build: Any) -> None:
@@ -76,7 +80,7 @@ def test_interrupt_is_told_with_its_stage(run: Any, build: Any) -> None:
     failed = run("compile", "m", "-t", "coreml")
     assert failed.exit_code == 130
     assert "interrupted in stage capture: m-float.planish is as it was" in failed.stderr
-    assert "was interrupted, in stage capture" in run("explain").stdout
+    assert "was interrupted, in stage capture" in run("explain", "--no-reduce").stdout
 
 
 @pytest.mark.parametrize(
@@ -90,7 +94,7 @@ def test_what_ran_out(run: Any, build: Any, told: Any, error: Exception, what: s
     build.error = error
     failed = run("compile", "m", "-t", "coreml")
     assert (failed.exit_code, told(failed)[0]) == (1, what)
-    assert told_as in run("explain").stdout
+    assert told_as in run("explain", "--no-reduce").stdout
 
 
 def test_a_defect_says_where_to_read_on_below_its_traceback(run: Any, build: Any) -> None:
@@ -98,7 +102,7 @@ def test_a_defect_says_where_to_read_on_below_its_traceback(run: Any, build: Any
     with pytest.raises(RuntimeError, match="a defect") as caught:
         run("compile", "m", "-t", "coreml")
     assert caught.value.__notes__[-1] == "planish explain m-float.planish"
-    assert "RuntimeError: a defect" in run("explain").stdout
+    assert "RuntimeError: a defect" in run("explain", "--no-reduce").stdout
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_the_record(
@@ -116,3 +120,39 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_the_record(
 def test_a_bundle_that_was_written_all_the_same(run: Any, encoder: Path, told: Any) -> None:
     what, where, _ = told(run("explain", encoder))
     assert (what, where) == ("Nothing failed: every gate of this bundle passed.", str(encoder))
+
+
+def test_the_smallest_config_is_searched_once_and_shown(
+    run: Any, build: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tries: list[Any] = []
+
+    def attempt(config: Any, task: str, request: Any, seconds: float) -> tuple[tuple[str, ...], ...]:
+        tries.append(config)
+        return (("gate", "coreml", "lowering"),) if config["hidden_size"] >= 4 else ()
+
+    monkeypatch.setattr("planish.failures.attempt.attempt", attempt)
+    build.verdict = FAILED
+    run("compile", "m", "-t", "coreml")
+    shown = run("explain", "--report", "bug.zip")
+    assert shown.exit_code == 0
+    assert '{"hidden_size": 4}' in shown.stdout
+    assert "hidden_size 8 -> 4: the same failure" in shown.stderr
+    assert "hidden_size 4 -> 2: not this failure" in shown.stderr
+    with zipfile.ZipFile(tmp_path / "bug.zip") as archive:
+        assert json.loads(archive.read("bug/config.json")) == {"hidden_size": 4}
+    before = len(tries)
+    assert json.loads(run("explain", "--json").stdout)["reduced"]["config"] == {"hidden_size": 4}
+    assert len(tries) == before
+
+
+def test_a_report_replaces_nothing_but_a_report(run: Any, build: Any, told: Any, tmp_path: Path) -> None:
+    build.error = PlanishError("no form for it", "aten.foo", "report it")
+    run("compile", "m", "-t", "coreml")
+    assert run("explain", "--no-reduce", "--report", "mine").exit_code == 0
+    assert run("explain", "--no-reduce", "--report", "mine").exit_code == 0
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    failed = run("explain", "--no-reduce", "--report", "other")
+    assert (failed.exit_code, "no report" in told(failed)[0]) == (1, True)
+    assert (tmp_path / "other" / "thesis.txt").exists()

@@ -20,6 +20,7 @@ COMMANDS = [
     "inspect",
     "targets",
     "doctor",
+    "explain",
 ]
 
 
