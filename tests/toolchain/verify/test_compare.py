@@ -23,6 +23,14 @@ def test_padding_does_not_count() -> None:
     assert torch.equal(pooled(CASES, other, "y"), pooled(CASES, TRUTH, "y"))
 
 
+def test_texts_of_several_lengths_without_a_mask_are_pooled() -> None:
+    cases = [Case("long", {"input_ids": torch.ones(1, 3)}), Case("short", {"input_ids": torch.ones(1, 2)})]
+    truth = {"long": {"y": torch.eye(3)[None]}, "short": {"y": torch.eye(3)[None, :2]}}
+    assert pooled(cases, truth, "y").shape == (2, 3)
+    other = {**truth, "short": {"y": truth["short"]["y"].flip(-1)}}
+    assert similarity(pooled(cases, other, "y"), pooled(cases, truth, "y")).tolist() == pytest.approx([1, 0.5])
+
+
 def test_each_measure_sees_a_change() -> None:
     other = found((0.0, 1.0), (0.0, 2.0), (5.0, 5.0))
     assert worst(CASES, other, TRUTH, "max_abs").value == 1

@@ -59,16 +59,24 @@ def agreement(cases: Sequence[Case], found: Mapping[str, Outputs], truth: Mappin
 
 
 def pooled(cases: Sequence[Case], outputs: Mapping[str, Outputs], name: str) -> Tensor:
-    """Mean over valid positions, normalised: [rows, features] float64, as sentence embeddings are made."""
+    """Mean over valid positions, normalised: [rows, features] float64, as sentence embeddings are made.
+
+    Without a mask, outputs of one size are whole vectors (pictures); texts of several lengths are means of all tokens.
+    """
     rows = []
+    lengths = {outputs[case.name][name][0].numel() for case in cases if case.mask is None}
     for case in cases:
         hidden, mask = outputs[case.name][name].double(), case.mask
         if mask is None:
-            rows.append(hidden.flatten(1))
+            rows.append(hidden.flatten(1) if len(lengths) == 1 else _mean(hidden))
         else:
             weight = mask.double()[..., None]
             rows.append((hidden * weight).sum(1) / weight.sum(1))
     return torch.nn.functional.normalize(torch.cat(rows), dim=-1)
+
+
+def _mean(hidden: Tensor) -> Tensor:
+    return hidden.reshape(len(hidden), -1, hidden.shape[-1]).mean(1)
 
 
 def _max_abs(a: Tensor, b: Tensor) -> float:
