@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,6 @@ from decoders import DECODERS
 from shipping import MINILM, TEXTS, Shipped, ship, spoil
 from support import random_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-
-
-@pytest.fixture(scope="session", autouse=True)
-def undrawn() -> Iterator[None]:
-    """Plots of reports take a process each, and are looked at elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("planish.report.pages.draw", lambda specs: ({}, "not now"))
-        yield
 
 
 @pytest.fixture(scope="session")

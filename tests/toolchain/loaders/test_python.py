@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from shipping import FAULTS, TEXTS, Shipped, ask_python, question
+from shipping import FAULTS, TEXTS, Shipped, ask_python, question, reseal, sign
 
 from planish.bundle import open_bundle
 from planish.chat import Answer, Chat
@@ -57,23 +59,26 @@ def test_labels_cannot_be_code(classifier: Shipped) -> None:
     assert list(answer[0].values()) == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
+def test_kernels_that_the_package_lacks_are_named(writer: Shipped, tmp_path: Path) -> None:
+    def unknown(manifest: dict[str, Any]) -> None:
+        manifest["targets"]["executorch"]["artifact"]["options"]["kernels"] = ["kernels.nowhere"]
+
+    bundle = Path(shutil.copytree(writer.bundle, tmp_path / writer.bundle.name))
+    reseal(bundle, unknown)
+    sign(bundle, writer.pair)
+    (answer,) = ask_python(writer, [question(replace(writer, bundle=bundle), "executorch", "generate", ("x", 1, True))])
+    assert answer == {"refused": "this executorch has no kernels in kernels.nowhere, which executorch needs"}
+
+
 PROMPTS = (("ab 🙂", 12, True), ("hello", 9, False), ("x", 400, True))
 
 
 def test_it_writes_what_planish_writes(writer: Shipped) -> None:
-    import executorch
-
-    root = Path(next(iter(executorch.__path__)))
-    kernels = [
-        str(p)
-        for part in ("extension/llm/custom_ops", "kernels/quantized")
-        for p in (root / part).glob("lib*_aot_lib.*")
-    ]
     answers = ask_python(
         writer,
         [
             question(writer, "onnxruntime", "generate", *PROMPTS),
-            question(writer, "executorch", "generate", *PROMPTS, kernels=kernels),
+            question(writer, "executorch", "generate", *PROMPTS),
         ],
     )
     language = open_language(writer.bundle)
