@@ -81,15 +81,23 @@ def open_language(path: Path) -> Language:
         what = f"This is a {bundle.manifest.task} model: it does not write text."
         hint = f"planish verify {path} runs and checks it; planish inspect {path} shows its inputs and outputs"
         raise PlanishError(what, str(path), hint)
-    if bundle.manifest.tokenizer is None:
+    folder = _tokenizer(bundle)
+    if folder is None:
         hint = "put the tokenizer's files beside the model and compile it again"
         raise PlanishError("The bundle has no tokenizer.", str(path), hint)
-    folder = bundle.root / bundle.manifest.tokenizer
     try:
         return Language(bundle, AutoTokenizer.from_pretrained(folder, local_files_only=True))
     except (OSError, ValueError, KeyError) as problem:
         hint = "the bundle is damaged: copy or compile it again"
         raise PlanishError(f"The tokenizer cannot be opened: {problem}.", str(folder), hint) from problem
+
+
+def _tokenizer(bundle: Bundle) -> Path | None:
+    """The model's own files; of a GGUF file, which has none, those that were made of it and lie beside an artifact."""
+    if bundle.manifest.tokenizer is not None:
+        return bundle.root / bundle.manifest.tokenizer
+    artifacts = [bundle.root / e.artifact.folder for e in bundle.manifest.targets.values() if e.artifact is not None]
+    return next((folder for folder in artifacts if (folder / "tokenizer.json").is_file()), None)
 
 
 def choose(bundle: Bundle, asked: str | None) -> Ready:

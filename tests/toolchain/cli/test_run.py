@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from shipping import reseal
 from typer.testing import CliRunner, Result
 
 from planish.bundle import open_bundle
 from planish.cli.app import app
 from planish.language import open_language, stop_tokens
+from planish_passes.errors import PlanishError
 from planish_targets import registry
 from planish_targets.contract import Artifact, Evidence, Runner, Unavailable
 from planish_targets.onnxruntime.run import load_cpu
@@ -170,3 +172,13 @@ def test_prompts_that_do_not_fit(run: Any, tiny: Any, told: Any) -> None:
     full = json.loads(run("run", tiny.bundle, "w1 " * 255, "--raw", "--json").stdout)
     assert full["finish"] in ("context", "stop")
     assert len(full["tokens"]) <= 2
+
+
+def test_the_tokenizer_of_a_gguf_file_lies_beside_an_artifact(tiny: Any, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(tiny.bundle, tmp_path / tiny.bundle.name))
+    reseal(bundle, lambda manifest: manifest.update(tokenizer=None))
+    shutil.rmtree(bundle / "tokenizer")
+    assert open_language(bundle).text(PROMPT) == open_language(tiny.bundle).text(PROMPT)
+    (bundle / "targets" / "onnxruntime" / "tokenizer.json").unlink()
+    with pytest.raises(PlanishError, match=r"The bundle has no tokenizer\."):
+        open_language(bundle)
