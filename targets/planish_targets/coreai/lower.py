@@ -17,6 +17,7 @@ from planish_passes.program import Port, Program, module_path, op_name
 from planish_targets.coreai import sdk
 from planish_targets.coreai.compress import KEPT, name_palettes, with_compressed
 from planish_targets.coreai.states import functions, mutated
+from planish_targets.quiet import quiet
 
 # What the converter raises at programs that it does not take; anything else is a defect and keeps its traceback.
 _CONVERSION_ERRORS = (ValueError, RuntimeError, TypeError, NotImplementedError, AssertionError, KeyError, IndexError)
@@ -75,7 +76,7 @@ def write(program: Program, to: Path, chunks: Sequence[int]) -> Written:
     # Functions share weights, not the constants that each folds from its own sizes: these have equal names.
     shared = Shared(frozenset(program.weights), {})
     modules: dict[str, dict[str, str]] = {}
-    with sdk.quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         # DEBUG writes where an operation comes from; of that, only names of nodes are left in these programs.
         converter = kit.converter(mode=kit.converter.Mode.DEBUG)
         for name, one in fixed.items():

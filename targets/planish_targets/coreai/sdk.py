@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from planish_passes.errors import PlanishError
+from planish_targets.quiet import quiet
 
 INSTALL = "pip install 'planish[coreai]'"
 
@@ -63,16 +59,3 @@ def load() -> Sdk:
                 "its wheels want Linux with glibc 2.34 or macOS; compile there, or leave this target out",
             ) from problem
         return Sdk(coreai_torch.TorchConverter, coreai_torch.get_decomp_table(), torch.ops.coreai)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence log records below ERROR, warnings, and what Python code prints."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

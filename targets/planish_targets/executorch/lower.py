@@ -17,9 +17,9 @@ from planish_passes.program import Port, Program, module_path, op_name
 from planish_targets.executorch.frugal import frugal, give_back
 from planish_targets.executorch.lean import decomposed, lean
 from planish_targets.executorch.partition import partitioner
-from planish_targets.executorch.quiet import quiet
 from planish_targets.executorch.states import KEPT, Cache, inside, settled
 from planish_targets.executorch.tables import with_kernels
+from planish_targets.quiet import quiet
 
 LATER = (*KEPT, "planish.embedding_q")  # composites that become executorch's own kernels here
 Edge = Callable[[ExportedProgram, Mapping[str, object]], Any]  # program and constant methods -> EdgeProgramManager

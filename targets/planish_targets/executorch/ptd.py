@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from planish_passes.errors import PlanishError
-from planish_targets.executorch.quiet import quiet
+from planish_targets.quiet import quiet
 
 SUFFIX = ".ptd"
 _HEAD = struct.Struct("<I4s4sIQQQQ")  # root, its magic, header magic, header length, offset and size of both parts

@@ -18,7 +18,7 @@ from torch import Tensor
 from planish_passes.errors import PlanishError
 from planish_targets.executorch.header import Header, read_header
 from planish_targets.executorch.ptd import SUFFIX, DataFile, open_ptd
-from planish_targets.executorch.quiet import quiet
+from planish_targets.quiet import quiet
 
 XNNPACK = "XnnpackBackend"
 _EXTERNAL = 1  # TensorDataLocation

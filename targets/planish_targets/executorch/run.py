@@ -16,7 +16,7 @@ from planish_passes.errors import PlanishError
 from planish_targets.executorch.attached import attached
 from planish_targets.executorch.header import read_header
 from planish_targets.executorch.pte import INSTALL
-from planish_targets.executorch.quiet import quiet
+from planish_targets.quiet import quiet
 from planish_targets.serve import Call, Model, serve
 
 _DEFECT = "compile the model again; `planish inspect` shows what the file holds"

@@ -12,7 +12,7 @@ from typing import Any
 from planish_targets.contract import Artifact
 from planish_targets.executorch.attached import recorded_data
 from planish_targets.executorch.ptd import SUFFIX, DataFile, layouts, open_ptd
-from planish_targets.executorch.quiet import quiet
+from planish_targets.quiet import quiet
 
 WORTH = 0.01  # share of all bytes that must be saved
 

@@ -14,8 +14,8 @@ from planish_passes.errors import PlanishError
 from planish_targets.executorch.attached import attached
 from planish_targets.executorch.header import read_header
 from planish_targets.executorch.pte import INSTALL
-from planish_targets.executorch.quiet import quiet
 from planish_targets.executorch.run import more_kernels, skip_compiler, told
+from planish_targets.quiet import quiet
 from planish_targets.serve import Call
 from planish_targets.text_runner import Answer, Question, reply
 

@@ -24,7 +24,7 @@ from planish_targets import attributes as steps
 from planish_targets.attributes import Number, Step
 from planish_targets.executorch.delegates.delegate import Operation, Payload, Steps
 from planish_targets.executorch.pte import PteFile, from_bytes
-from planish_targets.executorch.quiet import quiet
+from planish_targets.quiet import quiet
 
 _HEAD = struct.Struct("<4x4sHIIIQ")  # magic, length of the header, flatbuffer (offset, size), bytes (offset, size)
 _NAMED = 2**64 - 1  # offset of a constant that lies in a segment of its own

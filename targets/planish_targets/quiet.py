@@ -1,4 +1,4 @@
-"""Keep executorch's chatter away from the user's terminal."""
+"""Keep the chatter of vendor SDKs away from the user's terminal."""
 
 from __future__ import annotations
 
