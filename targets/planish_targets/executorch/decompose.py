@@ -9,28 +9,26 @@ Programs with anything else in them are left to torch.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import (
-    ExportGraphSignature,
-    InputKind,
-    InputSpec,
-    OutputKind,
-    OutputSpec,
-    TensorArgument,
-)
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 from torch.fx.traceback import NodeSource, NodeSourceAction
 
+from planish_targets.executorch.functional import (
+    functional,
+    functional_signature,
+    ordered_inputs,
+    writes,
+    written_place,
+)
 from planish_targets.executorch.retrace import Memory, chosen_at_run_time
 
 _ITEM, _DENSE = torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default
-_OWN = (InputKind.PARAMETER, InputKind.BUFFER)
 _TOLD = ("nn_module_stack", "stack_trace", "torch_fn")  # of where a node comes from
 _SIZE = torch.ops.aten.sym_size.int
 _METADATA = (_SIZE, torch.ops.aten.sym_numel.default, torch.ops.aten.sym_stride.int)
@@ -65,7 +63,7 @@ class _Copy:
         self._written: dict[fx.Node, fx.Node] = {}  # buffer -> what it holds now
         self._sizes: dict[Any, fx.Node] = {}
         self._bodies: dict[Any, fx.Graph] = {}
-        self._specs = _ordered(exported.graph_signature.input_specs)
+        self._specs = ordered_inputs(exported.graph_signature.input_specs)
         self._buffers = {s.arg.name: s.target for s in self._specs if s.kind == InputKind.BUFFER}
         self._mode = next((v.fake_mode for v in _values(exported.graph) if isinstance(v, FakeTensor)), None)
 
@@ -113,7 +111,7 @@ class _Copy:
             self._copied[node] = self._size(node.meta["val"])
         elif self._body_of(node.target) is not None:
             self._copied[node] = self._inline(node)
-        elif _writes(node.target):
+        elif writes(node.target):
             self._write(node)
         else:
             self._keep(node)
@@ -214,7 +212,7 @@ class _Copy:
             body: fx.Graph = make_fx(run, decomposition_table=dict(self._table))(*values).graph
         body.eliminate_dead_code()
         for step in body.nodes:
-            plain = step.op in ("placeholder", "output") or (step.op == "call_function" and not _writes(step.target))
+            plain = step.op in ("placeholder", "output") or (step.op == "call_function" and not writes(step.target))
             if not plain or chosen_at_run_time(step.target) or _symbol(step):
                 raise _WholeError
         if not isinstance(body.output_node().args[0], fx.Node):
@@ -223,63 +221,24 @@ class _Copy:
 
     def _write(self, node: fx.Node) -> None:
         """An operator that writes into one buffer and whose result nobody reads, as a function of that buffer."""
-        target: Any = node.target
-        places = [i for i, a in enumerate(target._schema.arguments) if a.alias_info and a.alias_info.is_write]
-        if len(places) != 1 or node.users or places[0] >= len(node.args) or not target._schema.returns:
+        place = written_place(node)
+        old = None if place is None else node.args[place]
+        if place is None or not isinstance(old, fx.Node) or old.name not in self._buffers:
             raise _WholeError
-        cache = target._schema.arguments[places[0]]
-        old = node.args[places[0]]
-        if not isinstance(old, fx.Node) or old.name not in self._buffers or _aliased(target):
-            raise _WholeError
-        functional = torch.ops.higher_order.auto_functionalized_v2
         before = self._now(old)
         if before.users:
             raise _WholeError  # a view taken before is to show what is written
-        named = {a.name: _given(node, i, a) for i, a in enumerate(target._schema.arguments) if a is not cache}
-        kwargs = {
-            **fx.node.map_arg(named, self._now),
-            f"_{cache.name}_base_index": 0,
-            "_all_bases": [before],
-        }
+        target, args, kwargs, index = functional(node, place, before, self._now)
         values = fx.node.map_arg(kwargs, lambda n: n.meta["val"])
-        value = self._memory.call(lambda t, a, k: t(*a, **k), functional, (target,), values, None)
-        whole = self._put(node, functional, (target,), kwargs, value)
-        result = self._put(node, operator.getitem, (whole, len(target._schema.returns)), {}, value[-1])
+        value = self._memory.call(lambda t, a, k: t(*a, **k), target, args, values, None)
+        whole = self._put(node, target, args, kwargs, value)
+        result = self._put(node, operator.getitem, (whole, index), {}, value[-1])
         self._written[self._copied[old]] = result
 
     def _signature(self) -> ExportGraphSignature:
-        signature = self._exported.graph_signature
-        specs = [
-            OutputSpec(OutputKind.BUFFER_MUTATION, TensorArgument(after.name), self._buffers[before.name])
-            for before, after in self._written.items()
-        ]
+        written = {after.name: self._buffers[before.name] for before, after in self._written.items()}
         outputs: Any = self._graph.output_node().args[0]
-        kept = [
-            replace(spec, arg=TensorArgument(n.name)) if isinstance(spec.arg, TensorArgument) else spec
-            for spec, n in zip(signature.output_specs, outputs[len(specs) :], strict=True)
-        ]
-        return ExportGraphSignature([replace(s) for s in self._specs], [*specs, *kept])
-
-
-def _ordered(specs: Sequence[InputSpec]) -> list[InputSpec]:
-    """Inputs in the order that torch gives them: parameters, then buffers, each as a walk over modules meets them."""
-    places: dict[str, tuple[int, ...]] = {}
-    children: dict[str, int] = {"": 0}  # path of a module -> its number among those of its parent
-    counts: dict[str, int] = {}
-    for spec in specs:
-        if spec.kind not in _OWN or spec.target is None:
-            continue
-        *path, _ = spec.target.split(".")
-        place: list[int] = []
-        for depth in range(len(path)):
-            parent, whole = ".".join(path[:depth]), ".".join(path[: depth + 1])
-            if whole not in children:
-                counts[parent] = counts.get(parent, 0) + 1
-                children[whole] = counts[parent]
-            place.append(children[whole])
-        places[spec.target] = tuple(place)
-    own = [sorted((s for s in specs if s.kind == k), key=lambda s: places[str(s.target)]) for k in _OWN]
-    return [*own[0], *own[1], *(s for s in specs if s.kind not in _OWN)]
+        return functional_signature(self._exported.graph_signature, self._specs, written, outputs)
 
 
 def _values(graph: fx.Graph) -> Iterator[Any]:
@@ -289,22 +248,6 @@ def _values(graph: fx.Graph) -> Iterator[Any]:
 def _plain(target: Any) -> bool:
     """Arithmetic of numbers, and taking an element."""
     return target is operator.getitem or getattr(target, "__module__", "") == "_operator"
-
-
-def _given(node: fx.Node, place: int, argument: Any) -> Any:
-    if place < len(node.args):
-        return node.args[place]
-    if argument.name not in node.kwargs and not argument.has_default_value():
-        raise _WholeError
-    return node.kwargs.get(argument.name, argument.default_value)
-
-
-def _writes(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
-
-
-def _aliased(target: Any) -> bool:
-    return any(r.alias_info is not None for r in target._schema.returns)
 
 
 def _symbol(node: fx.Node) -> bool:

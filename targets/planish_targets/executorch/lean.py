@@ -2,24 +2,29 @@
 
 Measured on MiniLM and SmolLM2, three things took most of the time: provenance records that every retrace copies deeply,
 passes of the XNNPACK delegate that retrace every subgraph even when it holds none of the operators that they are for,
-and decomposing a program again in which there is nothing left to decompose. `decompose` and `retrace` make what is left
-cheap. Tests compare the files written with and without this: all is equal but the numbers by which debuggers name
-operations.
+and decomposing a program again in which there is nothing left to decompose. `decompose`, `retrace`, `in_place`,
+`functional` and `sorting` make what is left cheap. Tests compare the files written with and without this: all is equal
+but the numbers by which debuggers name operations.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import functools
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from planish_targets.executorch.decompose import decompose
-from planish_targets.executorch.idle import skipped
+from planish_targets.executorch.functional import write_again
+from planish_targets.executorch.idle import idle, skipped
+from planish_targets.executorch.in_place import in_place
 from planish_targets.executorch.partition import still
-from planish_targets.executorch.retrace import remembered, uncompiled
+from planish_targets.executorch.replaced import replaced
+from planish_targets.executorch.retrace import Memory, remembered, uncompiled
+from planish_targets.executorch.sorting import in_order
 
 _BATCH_NORM = ("aten.native_batch_norm", "aten._native_batch_norm", "aten.batch_norm")
 _CHANNELS_LAST = (
@@ -66,14 +71,69 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
 @contextlib.contextmanager
 def lean() -> Iterator[None]:
     """Within this, lowering skips work that cannot change its result. Not for several threads at once."""
-    from executorch.backends.xnnpack import xnnpack_preprocess
-    from executorch.exir import EdgeProgramManager
+    from executorch.exir import lowered_backend_module
+    from executorch.exir._serialize import _dataclass
     from executorch.exir.backend import backend_api
-    from executorch.exir.delegate import executorch_call_delegate
+    from executorch.exir.program import _program
+    from torch._export import utils
     from torch.fx.traceback import NodeSource
 
-    full, whole = xnnpack_preprocess.XNNPACKPassManager, ExportedProgram.run_decompositions
-    emit, collect = EdgeProgramManager.to_executorch, backend_api._get_node_list_with_same_tag
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        enter(skipped())
+        memory = enter(remembered())
+        enter(in_place(memory))
+        enter(uncompiled())
+        enter(_once(memory))
+        enter(_needed_passes())
+        enter(replaced(NodeSource, __deepcopy__=lambda self, _: self))  # records are never changed
+        enter(replaced(lowered_backend_module, legalize_graph=in_order))
+        enter(replaced(backend_api, **_partitioning(backend_api)))
+        enter(replaced(_program, **_lowering(_program)))
+        # asked for every field of every object that is written, and at every table of decompositions
+        enter(replaced(_dataclass, get_type_hints=functools.cache(_dataclass.get_type_hints)))
+        enter(replaced(utils, _materialize_cpp_cia_ops=functools.cache(utils._materialize_cpp_cia_ops)))
+        yield
+
+
+def _partitioning(api: Any) -> dict[str, Callable[..., Any]]:
+    collect, duplicate = api._get_node_list_with_same_tag, api._maybe_duplicate_constant_nodes
+
+    def tagged(graph: Any, tag: str, owner: ExportedProgram) -> Any:
+        with still(owner):
+            return collect(graph, tag, owner)
+
+    def duplicated(exported: ExportedProgram, tag: str) -> None:
+        # behind every copy the whole program is verified; it is again when all delegates are made
+        with replaced(ExportedProgram, _validate=lambda _: None):
+            duplicate(exported, tag)
+
+    return {"_get_node_list_with_same_tag": tagged, "_maybe_duplicate_constant_nodes": duplicated}
+
+
+def _lowering(module: Any) -> dict[str, Callable[..., Any]]:
+    preserve, remove = module._replace_aten_ops_with_transformed_ops, module.unsafe_remove_auto_functionalized_pass
+
+    def preserved(name: str, program: ExportedProgram, partitioner: Any) -> Any:
+        with still(program):
+            return preserve(name, program, partitioner)
+
+    def removed(program: ExportedProgram) -> ExportedProgram:
+        write_again(program)
+        found: ExportedProgram = remove(program)  # what others made functional is traced, call by call
+        return found
+
+    return {
+        "_replace_aten_ops_with_transformed_ops": preserved,
+        "unsafe_remove_auto_functionalized_pass": removed,
+    }
+
+
+@contextlib.contextmanager
+def _needed_passes() -> Iterator[None]:
+    from executorch.backends.xnnpack import xnnpack_preprocess
+
+    full = xnnpack_preprocess.XNNPACKPassManager
 
     class Lean(full):  # type: ignore[misc, valid-type]
         def __init__(self, exported_program: Any, passes: Any = None) -> None:
@@ -82,9 +142,24 @@ def lean() -> Iterator[None]:
             names = {str(getattr(n.target, "__name__", n.target)) for n in exported_program.graph.nodes}
             self.passes = [p for p in self.passes if _needed(p.__name__, names)]
 
-    def same(self: NodeSource, memo: object) -> NodeSource:
-        return self  # records are never changed after they are made
+        def transform(self) -> ExportedProgram:
+            program: ExportedProgram = self.exported_program
+            for kind in self.passes:  # a program is verified before and behind every pass
+                if not idle(kind, program.graph_module):
+                    program = full(program, [kind]).transform()
+            return program
 
+    with replaced(xnnpack_preprocess, XNNPACKPassManager=Lean):
+        yield
+
+
+@contextlib.contextmanager
+def _once(memory: Memory) -> Iterator[None]:
+    """Within this, programs are not decomposed again, and delegates are called with the values that they had."""
+    from executorch.exir import EdgeProgramManager
+    from executorch.exir.delegate import executorch_call_delegate
+
+    whole, emit = ExportedProgram.run_decompositions, EdgeProgramManager.to_executorch
     latest: list[ExportedProgram] = []  # the last one that was made functional
 
     def once(self: ExportedProgram, table: Any = None, *rest: Any, **named: Any) -> ExportedProgram:
@@ -100,23 +175,8 @@ def lean() -> Iterator[None]:
             memory.learn(n for n in program.graph.nodes if n.target is executorch_call_delegate)
         return emit(self, *given, **named)
 
-    def tagged(graph: Any, tag: str, owner: ExportedProgram) -> Any:
-        with still(owner):
-            return collect(graph, tag, owner)
-
-    backend_api._get_node_list_with_same_tag = tagged
-    EdgeProgramManager.to_executorch = finish
-    xnnpack_preprocess.XNNPACKPassManager = Lean
-    NodeSource.__deepcopy__ = same  # type: ignore[attr-defined]
-    ExportedProgram.run_decompositions = once  # type: ignore[method-assign]
-    try:
-        with skipped(), remembered() as memory, uncompiled():
-            yield
-    finally:
-        EdgeProgramManager.to_executorch, backend_api._get_node_list_with_same_tag = emit, collect
-        xnnpack_preprocess.XNNPACKPassManager = full
-        del NodeSource.__deepcopy__  # type: ignore[attr-defined]
-        ExportedProgram.run_decompositions = whole  # type: ignore[method-assign]
+    with replaced(ExportedProgram, run_decompositions=once), replaced(EdgeProgramManager, to_executorch=finish):
+        yield
 
 
 def decomposed(exported: ExportedProgram, keep: Collection[Any]) -> ExportedProgram:

@@ -19,6 +19,8 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.fx.graph import _PyTreeCodeGen
 from torch.utils._pytree import tree_map_only
 
+from planish_targets.executorch.replaced import replaced
+
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
@@ -41,7 +43,7 @@ class Memory:
         Args:
             known: the value that the node had.
         """
-        if chosen_at_run_time(_operator(target)):
+        if chosen_at_run_time(operator_of(target)):
             # Another number at every node, however alike what it is taken from; torch would remember it at the tensor.
             return compute(target, *_detached(args, kwargs)) if known is None else known
         key = self._asked(target, args, kwargs)
@@ -83,7 +85,7 @@ class Memory:
         return self._seen[id(value)][1]
 
     def _asked(self, target: Any, args: Any, kwargs: Any) -> Any:
-        operator = _operator(target)
+        operator = operator_of(target)
         if operator is None or chosen_at_run_time(operator):
             return None
         try:
@@ -138,7 +140,7 @@ class _NamelessError(Exception):
     """A value that is not told from others by identity or by itself."""
 
 
-def _operator(target: Any) -> Any:
+def operator_of(target: Any) -> Any:
     """What computes the call, or None where its result is not a matter of the arguments alone."""
     if getattr(target, "__module__", "") == "_operator":
         return target
@@ -203,13 +205,10 @@ def remembered() -> Iterator[Memory]:
 
         return _fx
 
-    for kind, compute in plain.items():
-        kind._fx = asking(compute)
-    try:
-        yield memory
-    finally:
+    with contextlib.ExitStack() as stack:
         for kind, compute in plain.items():
-            kind._fx = compute
+            stack.enter_context(replaced(kind, _fx=asking(compute)))
+        yield memory
 
 
 _COMPILE = fx.GraphModule.recompile
@@ -218,18 +217,14 @@ _COMPILE = fx.GraphModule.recompile
 @contextlib.contextmanager
 def compiled() -> Iterator[None]:
     """Within this, and within `uncompiled`, graph modules get their code at once: `torch.export` traces no other."""
-    later = fx.GraphModule.recompile
-    fx.GraphModule.recompile = _COMPILE  # type: ignore[method-assign]
-    try:
+    with replaced(fx.GraphModule, recompile=_COMPILE):
         yield
-    finally:
-        fx.GraphModule.recompile = later  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
 def uncompiled() -> Iterator[None]:
     """Within this, a graph module gets its Python code when it is called, which interpreters never do."""
-    compile_now, print_code = fx.GraphModule.recompile, fx.GraphModule.__str__
+    compile_now = fx.GraphModule.recompile
     unlift = ExportedProgram.module
 
     def later(self: fx.GraphModule) -> None:
@@ -250,12 +245,7 @@ def uncompiled() -> Iterator[None]:
                 compile_now(part)
         return module
 
-    ExportedProgram.module = ready  # type: ignore[method-assign]
-    fx.GraphModule.recompile = later  # type: ignore[method-assign, assignment]
-    fx.GraphModule.__str__ = object.__str__  # type: ignore[method-assign]  # of debug messages that nobody prints
-    try:
+    # of debug messages that nobody prints
+    silent: dict[str, Any] = {"__str__": object.__str__, "print_readable": lambda *_, **__: ""}
+    with replaced(ExportedProgram, module=ready), replaced(fx.GraphModule, recompile=later, **silent):
         yield
-    finally:
-        ExportedProgram.module = unlift  # type: ignore[method-assign]
-        fx.GraphModule.recompile = compile_now  # type: ignore[method-assign]
-        fx.GraphModule.__str__ = print_code  # type: ignore[method-assign]

@@ -17,6 +17,7 @@ from decoders import capture_model
 from pte_files import said
 from support import random_model
 from torch import Tensor, fx
+from torch.fx.passes import tools_common
 from transformers import AutoModelForCausalLM
 
 from planish_passes import pipeline
@@ -94,6 +95,11 @@ def test_lowering_says_the_same_without_what_makes_it_cheap(
     monkeypatch.setattr(lean, "uncompiled", contextlib.nullcontext)
     monkeypatch.setattr(lean, "decompose", lambda *_: None)
     monkeypatch.setattr(lean, "still", contextlib.nullcontext)
+    monkeypatch.setattr(lean, "in_place", contextlib.nullcontext)
+    monkeypatch.setattr(lean, "skipped", contextlib.nullcontext)
+    monkeypatch.setattr(lean, "idle", lambda *_: False)
+    monkeypatch.setattr(lean, "in_order", tools_common.legalize_graph)
+    monkeypatch.setattr(lean, "write_again", lambda _: None)
     plain = TARGET.lower(prepared(family, recipe)[1], tmp_path, Recipe(recipe, 4))
     assert said(plain.path) == said(cheap.path)
     assert said(made("llama", "int8").path) != said(made("llama", "int4").path)
