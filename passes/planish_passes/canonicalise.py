@@ -26,7 +26,8 @@ class Canonicalise:
     2. run-time checks of the trace go (equal input shapes become the caller's contract);
     3. dropout, alias, detach, clone go;
     4. casts to the dtype that a tensor has go;
-    5. `view` becomes `reshape`, `type_as` a cast, and `contiguous` goes;
+    5. `view` becomes `reshape`, `type_as` a cast, and `contiguous` goes; the integers of `1.0 - integers` are cast
+       (torch's ONNX exporter stops at such a difference);
     6. `expand` and `slice` that change nothing go, also when the size is symbolic;
     7. `transpose` and `permute` pairs that cancel go;
     8. of two `reshape` in a row the first goes, and so does one that ends where the first began.
@@ -57,6 +58,18 @@ def _rename(node: fx.Node) -> None:
         node.target = torch.ops.aten.reshape.default
     elif op_name(node) == "aten.type_as":
         node.target, node.args = torch.ops.aten.to.dtype, (node.args[0], node.meta["val"].dtype)
+    elif op_name(node) == "aten.rsub":
+        _cast_first(node)
+
+
+def _cast_first(node: fx.Node) -> None:
+    source, dtype = node.args[0], node.meta["val"].dtype
+    if not isinstance(source, fx.Node) or source.meta["val"].dtype == dtype:
+        return
+    with node.graph.inserting_before(node):
+        cast = node.graph.call_function(torch.ops.aten.to.dtype, (source, dtype))
+    cast.meta = {**node.meta, "val": source.meta["val"].to(dtype)}
+    node.replace_input_with(source, cast)
 
 
 def _functional(program: Program) -> Program:

@@ -118,3 +118,49 @@ class RoundWeights:
                 node.update_arg(at, float(torch.tensor(node.args[at]).to(self.dtype)))
         program.exported.graph_module.recompile()
         return PassResult(replace(program, weights=store), changed)
+
+
+@dataclass(frozen=True)
+class RoundEpsilons:
+    """Epsilons of normalisations become the nearest positive number of `dtype`.
+
+    Where the values that are normalised are small, 1e-5 and what float16 makes of it (1.0014e-05) differ by more than
+    one operation may be off.
+    """
+
+    dtype: torch.dtype
+
+    def run(self, program: Program) -> PassResult:
+        """See the class."""
+        changed = 0
+        for node in program.graph.nodes:
+            if node.op != "call_function" or "norm" not in op_name(node):
+                continue
+            given = _epsilon(node)
+            if given is None:
+                continue
+            at, epsilon = given
+            rounded = float(torch.tensor(epsilon, dtype=torch.float64).to(self.dtype))
+            rounded = rounded or torch.finfo(self.dtype).smallest_normal * torch.finfo(self.dtype).eps
+            if rounded == epsilon or epsilon == 0:
+                continue
+            if isinstance(at, int):
+                node.update_arg(at, rounded)
+            else:
+                node.update_kwarg(at, rounded)
+            changed += 1
+        program.exported.graph_module.recompile()
+        return PassResult(program, changed)
+
+
+def _epsilon(node: fx.Node) -> tuple[int | str, float] | None:
+    """Where a normalisation has its epsilon (position or keyword) and its value, also where the call leaves it out."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    for at, argument in enumerate(node.target._schema.arguments):
+        if argument.name in ("eps", "epsilon"):
+            value = node.args[at] if at < len(node.args) else node.kwargs.get(argument.name, argument.default_value)
+            if not isinstance(value, float):
+                return None  # rms_norm's default is the dtype's own
+            return (at if at < len(node.args) else argument.name), value
+    return None

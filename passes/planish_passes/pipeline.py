@@ -20,7 +20,7 @@ from planish_passes.fuse_rms_norm import FuseRmsNorm
 from planish_passes.fuse_rope import FuseRope
 from planish_passes.infra import Pass
 from planish_passes.last_token import LastToken
-from planish_passes.numerics import RoundActivations, RoundWeights
+from planish_passes.numerics import RoundActivations, RoundEpsilons, RoundWeights
 from planish_passes.pack_linears import PackLinears
 from planish_passes.palette import PaletteFormat
 from planish_passes.palettise import Palettise
@@ -76,11 +76,13 @@ def keep(formats: Mapping[str, WeightFormat], reasons: Mapping[str, str]) -> tup
     return (Quantise(None, formats, reasons=reasons), AssertExpected())
 
 
-def yardstick(weights: torch.dtype, activations: str) -> tuple[Pass, ...]:
+def yardstick(weights: torch.dtype, activations: str, epsilons: torch.dtype = torch.float32) -> tuple[Pass, ...]:
     """A target's numerics, written into the shared program; the result is what the artifact is compared with."""
     order: list[Pass] = []
     if activations != "none":
         order.append(RoundActivations(activations))
+    if epsilons != torch.float32:
+        order.append(RoundEpsilons(epsilons))  # whole composites still have theirs as an argument
     if weights != torch.float32:
         order.append(RoundWeights(weights))  # last: quantised integers are not floating point and stay
     return tuple(order)

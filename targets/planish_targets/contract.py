@@ -36,12 +36,14 @@ class Numerics:
         compute: dtype that the runtime rounds activations to.
         activations: how inputs of quantised linears are rounded (`planish_passes.ops.ACTIVATIONS`).
         fast: the same, where speed is worth more than faithfulness; "" = no faster way.
+        epsilons: dtype that epsilons of normalisations are stored in.
     """
 
     weights: torch.dtype = torch.float32
     compute: torch.dtype = torch.float32
     activations: str = "none"
     fast: str = ""
+    epsilons: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)

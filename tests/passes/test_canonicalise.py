@@ -58,3 +58,17 @@ def test_a_transpose_that_does_not_cancel_stays() -> None:
     after = run_passes(program_of(Twice(), torch.randn(2, 3, 4)), [Canonicalise()])
     assert after.program.count()["aten.transpose"] == 2
     assert after.steps[0].changed == 0
+
+
+class FromOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.0 - x
+
+
+def test_integers_that_are_taken_from_a_float_are_cast_first() -> None:
+    x = torch.tensor([0, 1, 1])
+    after = run_passes(program_of(FromOne(), x), [Canonicalise()]).program
+    assert after.count() == {"aten.to": 1, "aten.rsub": 1}
+    assert torch.equal(interpret(after, {"x0": x})["y0"], 1.0 - x)
+    floats = run_passes(program_of(FromOne(), x.float()), [Canonicalise()]).program
+    assert floats.count() == {"aten.rsub": 1}

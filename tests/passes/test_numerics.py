@@ -7,7 +7,8 @@ from support import capture_family, program_of
 from planish_passes import ops
 from planish_passes.canonicalise import Canonicalise
 from planish_passes.infra import run_passes
-from planish_passes.numerics import BY_CACHE, BY_ROLE, RoundActivations, RoundWeights
+from planish_passes.interpret import interpret
+from planish_passes.numerics import BY_CACHE, BY_ROLE, RoundActivations, RoundEpsilons, RoundWeights
 from planish_passes.quantise import MINIMA, Quantise
 
 
@@ -82,3 +83,17 @@ def test_programs_with_caches_have_two_passes(states: tuple[tuple[str, str], ...
     program = run_passes(capture_family("bert")[0].program, [Canonicalise(), Quantise()]).program
     program = RoundActivations(BY_CACHE).run(replace(program, states=states)).program
     assert {n.args[6] for n in program.graph.nodes if "linear_q" in str(n.target)} == {chosen}
+
+
+@pytest.mark.parametrize(("epsilon", "stored"), [(1e-5, 1.00135803e-05), (1e-12, 2.0**-24), (2.0**-10, 2.0**-10)])
+def test_epsilons_become_float16_numbers_and_never_nothing(epsilon: float, stored: float) -> None:
+    x = torch.randn(3, 8) * 1e-3
+    norm = torch.nn.LayerNorm(8, eps=epsilon)  # 1e-5 is the operator's own default, which a call may leave out
+    program = program_of(norm, x)
+    rounded = run_passes(program, [RoundEpsilons(torch.float16)])
+    assert rounded.steps[-1].changed == (epsilon != stored)
+    wanted = torch.nn.functional.layer_norm(x, (8,), norm.weight, norm.bias, stored)
+    found = interpret(rounded.program, {"x0": x})["y0"]
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=0)
+    if epsilon != stored:
+        assert not torch.allclose(found, norm(x), rtol=1e-5, atol=0)

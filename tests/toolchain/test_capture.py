@@ -1,7 +1,7 @@
 import pytest
 import torch
 import transformers as tf
-from support import FAMILIES, capture_family, random_model, store_of
+from support import FAMILIES, capture_family, feed, random_model, store_of
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoModel, AutoModelForMaskedLM
@@ -11,6 +11,16 @@ from planish.capture import capture
 from planish.meta import build_without_weights
 from planish.tasks import TASKS
 from planish_passes.errors import PlanishError
+from planish_passes.interpret import interpret
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,3 +90,30 @@ def test_a_model_that_cannot_be_traced_is_refused_with_the_cause(monkeypatch: py
     monkeypatch.setattr(tf.BertModel, "forward", decides)
     with pytest.raises(PlanishError, match="BertModel cannot be traced: RuntimeError: data-dependent"):
         capture(AutoModel, FAMILIES["bert"](), TASKS["feature-extraction"], lambda model: None)
+
+
+def test_values_that_torch_export_forgets_the_readers_of() -> None:
+    config = tf.EsmConfig(pad_token_id=1, position_embedding_type="rotary", **TINY)
+    model = random_model(config)
+    program = capture(
+        AutoModel, config, TASKS["feature-extraction"], store_of(model)
+    ).program  # stopped when dead nodes went
+    assert all(node in source.users for node in program.graph.nodes for source in node.all_input_nodes)
+    given = feed(program)
+    with torch.no_grad():
+        truth = model(**given).last_hidden_state
+    found = interpret(program, given)["last_hidden_state"]
+    assert torch.allclose(found[given["attention_mask"].bool()], truth[given["attention_mask"].bool()], atol=1e-5)
+
+
+def test_fixed_shapes_where_lengths_cannot_be_left_open() -> None:
+    config = tf.XLNetConfig(vocab_size=100, d_model=32, n_layer=1, n_head=4, d_inner=32)
+    model = random_model(config)
+    captured = capture(AutoModel, config, TASKS["feature-extraction"], store_of(model), {"sequence": 12})
+    assert captured.program.axes == {}
+    assert {p.name: p.shape for p in captured.program.inputs}["input_ids"] == (1, 12)
+    assert any(n.startswith("shapes are fixed (batch 1, sequence 12)") for n in captured.notes)
+    given = feed(captured.program, batch=1, sequence=12)
+    with torch.no_grad():
+        truth = model(**given).last_hidden_state
+    assert torch.allclose(interpret(captured.program, given)["last_hidden_state"], truth, atol=1e-5)

@@ -160,7 +160,11 @@ def test_features_of_a_checkpoint_without_pooler(tmp_path: Path) -> None:
     [
         ("object-detection", "detection is not supported yet", "supported: feature-extraction"),
         ("fill-mazk", "There is no task fill-mazk", "did you mean fill-mask?"),
-        ("image-classification", "no bert for image-classification", "tasks that it has: feature-extraction"),
+        (
+            "image-classification",
+            "has in AutoModelForImageClassification; BertForSequenceClassification is not there",
+            "tasks that it has: feature-extraction",
+        ),
     ],
 )
 def test_task_refused(task: str, what: str, hint: str, folder: Path) -> None:

@@ -168,7 +168,8 @@ class _Job:
             opened.append(self.source.load(model))
             return opened[-1].store
 
-        captured = capture(self.source.model_class(), self.source.config, task, weights)
+        asked = {"sequence": max(request.lengths)} if request.lengths else {}
+        captured = capture(self.source.model_class(), self.source.config, task, weights, asked)
         self.notes.update(dict.fromkeys((*opened[-1].notes, *captured.notes)))
         if request.verify:
             check_finite(captured.program.weights)

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from planish_passes.program import Port, Program, module_path, op_name, writes
 from planish_passes.weights import WeightStore
 
 _EXAMPLES = {"batch": 3, "past": 11}  # of a dimension; another value for each keeps their symbols apart
+_FIXED = {"batch": 1, "sequence": 128}  # where nothing can be left open
 _PLAIN = "eager"  # transformers' name of attention that is written out
 
 
@@ -37,7 +38,13 @@ class Captured:
     notes: tuple[str, ...]
 
 
-def capture(model_class: Any, config: Any, task: Task, weights: Callable[[nn.Module], WeightStore]) -> Captured:
+def capture(
+    model_class: Any,
+    config: Any,
+    task: Task,
+    weights: Callable[[nn.Module], WeightStore],
+    fixed: Mapping[str, int] | None = None,
+) -> Captured:
     """Trace the model once, with symbolic dimensions.
 
     Args:
@@ -45,24 +52,25 @@ def capture(model_class: Any, config: Any, task: Task, weights: Callable[[nn.Mod
         config: its config.
         task: decides inputs and outputs.
         weights: maps the model without weights to its weights (`Source.weights`).
+        fixed: sizes of dimensions for models that cannot be traced with symbolic ones (default: batch 1, 128 tokens).
 
     Raises:
         PlanishError: the model cannot be traced; names the cause.
     """
     notes: list[str] = []
     try:
-        traced = _trace(model_class, config, task, hooks.IMPLEMENTATION)
+        traced = _trace(model_class, config, task, hooks.IMPLEMENTATION, fixed)
     except PlanishError as problem:
         if not isinstance(problem.__cause__, Exception):
             raise  # refused for what it is, not for what happened on the way
         try:
-            traced = _trace(model_class, config, task, _PLAIN)
+            traced = _trace(model_class, config, task, _PLAIN, fixed)
         except PlanishError:
             raise problem from problem.__cause__
         notes.append(f"{problem.what}; captured with plain attention")
     except hooks.Unhooked as problem:
         notes.append(f"{problem}; captured with plain attention")
-        traced = _trace(model_class, config, task, _PLAIN)
+        traced = _trace(model_class, config, task, _PLAIN, fixed)
     program = _program(task.entry, traced.exported, traced.call, weights)
     program = with_expectations(program, traced.calls)
     return Captured(program, (*notes, *traced.notes))
@@ -78,7 +86,9 @@ class _Traced:
     notes: list[str]
 
 
-def _trace(model_class: Any, config: Any, task: Task, attention: str) -> _Traced:
+def _trace(
+    model_class: Any, config: Any, task: Task, attention: str, fixed: Mapping[str, int] | None = None
+) -> _Traced:
     """One attempt with an attention implementation.
 
     Raises:
@@ -96,7 +106,7 @@ def _trace(model_class: Any, config: Any, task: Task, attention: str) -> _Traced
         name = type(model).__name__
         call = task.call(config, model)
         with count_calls(model, calls):
-            exported = _export(call, calls, notes)
+            exported = _export(call, calls, notes, {**_FIXED, **(fixed or {})})
     except (hooks.Unhooked, PlanishError):
         raise
     except Exception as problem:  # model code raises whatever it likes; the cause is kept and named
@@ -152,7 +162,7 @@ def _bypassed(exported: ExportedProgram, found: Counter[str], call: Call, config
     return None
 
 
-def _export(call: Call, calls: list[tuple[str, str]], notes: list[str]) -> ExportedProgram:
+def _export(call: Call, calls: list[tuple[str, str]], notes: list[str], fixed: Mapping[str, int]) -> ExportedProgram:
     step, inputs = call.step.eval(), call.inputs
     tensors = tuple(torch.zeros([_example(d) for d in i.shape], dtype=i.dtype) for i in inputs)
     # A table of positions that is sliced by past + sequence bounds their sum; no range up to the bound fits that.
@@ -167,8 +177,12 @@ def _export(call: Call, calls: list[tuple[str, str]], notes: list[str]) -> Expor
         if call.states or exhausted(problem):
             raise
         calls.clear()  # of the attempt that failed
+        open_ones = {d.name: d for i in inputs for d in i.shape if isinstance(d, Axis)}
+        sizes = {name: _example(d, fixed) for name, d in open_ones.items()}
+        tensors = tuple(torch.zeros([_example(d, sizes) for d in i.shape], dtype=i.dtype) for i in inputs)
         exported = _exported(step, tensors, None)  # what stops here too is the better reason
-        notes.append(f"shapes are fixed: dynamic ones were refused by torch.export ({first_line(problem)})")
+        told = ", ".join(f"{n} {size}" for n, size in sizes.items())
+        notes.append(f"shapes are fixed ({told}): dynamic ones were refused by torch.export ({first_line(problem)})")
         return exported
 
 
@@ -177,13 +191,23 @@ def _exported(step: nn.Module, tensors: tuple[Tensor, ...], shapes: tuple[Any, .
     from transformers.exporters.utils import apply_patches
 
     with torch.no_grad(), apply_patches("dynamo"):
-        return torch.export.export(
+        exported = torch.export.export(
             step,
             tensors,
             dynamic_shapes=None if shapes is None else _by_parameter(step, shapes),
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+    _relink(exported.graph)
+    return exported
+
+
+def _relink(graph: fx.Graph) -> None:
+    """Enter every reader of a value into its users: torch.export (2.13) forgets some of those of outputs, and such a
+    reader cannot be erased."""
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            source.users.setdefault(node)
 
 
 def _by_parameter(step: nn.Module, shapes: tuple[Any, ...]) -> dict[str, Any]:
@@ -195,11 +219,11 @@ def _by_parameter(step: nn.Module, shapes: tuple[Any, ...]) -> dict[str, Any]:
     return named
 
 
-def _example(dimension: int | Axis) -> int:
+def _example(dimension: int | Axis, sizes: Mapping[str, int] = _EXAMPLES) -> int:
     if isinstance(dimension, int):
         return dimension
     # 0 and 1 are special to torch.export.
-    return min(_EXAMPLES.get(dimension.name, 16), dimension.high)
+    return min(sizes.get(dimension.name, 16), dimension.high)
 
 
 def _program(name: str, exported: ExportedProgram, call: Call, weights: Callable[[nn.Module], WeightStore]) -> Program:
@@ -211,6 +235,8 @@ def _program(name: str, exported: ExportedProgram, call: Call, weights: Callable
         node.meta["planish_module"] = module_path(node).removeprefix("model").removeprefix(".")
     symbols = _symbols(exported, ports)
     returned = exported.graph.output_node().args[0]
+    if not symbols:  # the sizes of the example, then
+        ports = tuple(replace(p, shape=tuple(n.meta["val"].shape)) for n, p in _given(exported, ports))
     outputs = tuple(
         Port(o, n.meta["val"].dtype, tuple(_dimension(d, symbols) for d in n.meta["val"].shape))
         for o, n in zip(call.outputs, returned, strict=False)
@@ -240,11 +266,15 @@ def _bind(exported: ExportedProgram, model: nn.Module, store: WeightStore) -> We
     return store
 
 
-def _symbols(exported: ExportedProgram, ports: Sequence[Port]) -> dict[str, str]:
+def _given(exported: ExportedProgram, ports: Sequence[Port]) -> list[tuple[fx.Node, Port]]:
     placeholders = [n for n in exported.graph.nodes if n.op == "placeholder"][-len(ports) :]
+    return list(zip(placeholders, ports, strict=True))
+
+
+def _symbols(exported: ExportedProgram, ports: Sequence[Port]) -> dict[str, str]:
     return {
         str(size): axis
-        for node, port in zip(placeholders, ports, strict=True)
+        for node, port in _given(exported, ports)
         for size, axis in zip(node.meta["val"].shape, port.shape, strict=True)
         if isinstance(axis, str) and not isinstance(size, int)
     }

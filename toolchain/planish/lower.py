@@ -65,9 +65,10 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
         fast = numerics.fast or numerics.activations
         numerics = replace(numerics, activations="none" if request.activations == "none" else fast)
     sizes = _sizes(shared, target)
-    fixed = sizes is not None and set(sizes) == set(shared.program.axes)
+    fixed = not shared.program.axes or (sizes is not None and set(sizes) == set(shared.program.axes))
     progress.stage(f"lower {name}", "fixed shapes" if fixed else "dynamic shapes")
-    full = run_passes(shared.program, pipeline.yardstick(numerics.weights, numerics.activations)).program
+    order = pipeline.yardstick(numerics.weights, numerics.activations, numerics.epsilons)
+    full = run_passes(shared.program, order).program
     if shared.program.states and numerics.compute == torch.float16:
         seen = opening(shared.task, shared.source, full, shared.exam.given)
         full = run_passes(full, pipeline.annotate(audit(full, seen))).program

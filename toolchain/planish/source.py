@@ -255,7 +255,12 @@ def _architecture(config: PreTrainedConfig, task: str, found: Located, trust_rem
         )
     fits = [t for t in PROGRAMS if type(config) in auto_class(t)._model_mapping]
     hint = f"tasks that it has: {', '.join(fits)}" if fits else "use another model"
-    raise PlanishError(f"transformers has no {config.model_type} for {task}.", str(found.folder), hint)
+    given = " or ".join(config.architectures or ()) or config.model_type
+    raise PlanishError(
+        f"For {task}, planish compiles what transformers has in {auto.__name__}; {given} is not there.",
+        str(found.folder),
+        hint,
+    )
 
 
 def _files(found: Located, checkpoint: Checkpoint) -> tuple[SourceFile, ...]:

@@ -26,7 +26,7 @@ def untraceable(name: str, problem: BaseException) -> PlanishError:
     cause = first_line(problem)
     text = f"{type(problem).__name__}: {problem}"
     hint = next((h for parts, h in _KINDS if any(p in text for p in parts)), _OTHER)
-    return PlanishError(f"{name} cannot be traced: {cause}", _place(problem) or "torch.export", hint)
+    return PlanishError(f"{name} cannot be traced: {cause}", place(problem) or "torch.export", hint)
 
 
 def first_line(problem: BaseException | None) -> str:
@@ -35,8 +35,8 @@ def first_line(problem: BaseException | None) -> str:
     return f"{type(problem).__name__}: {text[0] if text else ''}"
 
 
-def _place(problem: BaseException) -> str | None:
-    """The innermost line in code of the model."""
+def place(problem: BaseException) -> str | None:
+    """The innermost line in code of the model; None when no code of a model is on the way."""
     frames = [f for f in traceback.extract_tb(problem.__traceback__) if Path(f.filename).name.startswith("modeling_")]
     frames = [f for f in frames if f.name not in ("wrapper", "forward_with_checkpointing")]
     return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else None

@@ -67,7 +67,7 @@ class CoreMLTarget:
 
     def numerics(self, recipe: Recipe) -> Numerics:
         """fp16 weights and activations; activations are not quantised."""
-        return Numerics(weights=torch.float16, compute=torch.float16)
+        return Numerics(weights=torch.float16, compute=torch.float16, epsilons=torch.float16)
 
     def passes(self, recipe: Recipe) -> tuple[Pass, ...]:
         """None."""

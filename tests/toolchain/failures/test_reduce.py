@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from planish.failures.attempt import fails
 from planish.failures.config import plain_config
 from planish.failures.record import Finding, Model, Record
 from planish.failures.reduce import Reduced, reduce
-from planish.failures.sign import Sign, of_finding
+from planish.failures.sign import REFUSED, Sign, of_finding
 
 LLAMA = {
     "hidden_size": 2048,
@@ -95,6 +97,29 @@ def test_a_failure_of_the_weights_is_said_to_be_one() -> None:
     assert "--time" in str(reduce(record(), lambda *_: (), 0, tries.append))
 
 
+def test_configs_that_the_class_refuses_are_counted_and_told() -> None:
+    said: list[str] = []
+
+    def attempt(config: Mapping[str, Any], *_: Any) -> tuple[Sign, ...]:
+        return (SIGN,) if config["hidden_size"] >= 64 else ((REFUSED, "ValueError: too narrow"),)
+
+    found = reduce(record(), attempt, 60, said.append)
+    assert isinstance(found, Reduced)
+    assert found.config["hidden_size"] == 64
+    told = [line for line in said if line.endswith("the model's class refuses it (ValueError: too narrow)")]
+    assert 0 < found.refused == len(told) < found.tries
+    never = reduce(record(), lambda *_: ((REFUSED, "ValueError: no"),), 60, said.append)
+    assert never == "no random model of this config can be made, large or small: ValueError: no"
+    some = iter([()])
+    mixed = str(reduce(record(), lambda *_: next(some, ((REFUSED, "ValueError: no"),)), 60, said.append))
+    assert "configs were refused by the class: ValueError: no" in mixed
+
+
+def test_no_sdk_talks_while_the_tries_are_prepared() -> None:
+    done = subprocess.run([sys.executable, "-m", "planish.failures.warm"], capture_output=True, check=True, timeout=120)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
 def test_the_same_failure_in_another_layer() -> None:
     other = FINDING.model_copy(update={"what": "no form for 'y' in layer 0"})
     assert of_finding(other) == SIGN
@@ -113,4 +138,6 @@ def test_a_real_compile_of_a_random_model(tmp_path: Path) -> None:
     (sign,) = fails(tmp_path, "feature-extraction", request)
     assert sign == ("stopped", "PlanishError", "executorch takes fixed shapes only", "", "")
     (tmp_path / "config.json").write_text(json.dumps({**plain, "num_attention_heads": 3}))
-    assert fails(tmp_path, "feature-extraction", request) == ()  # 16 is no multiple of 3
+    ((kind, reason),) = fails(tmp_path, "feature-extraction", request)
+    assert kind == REFUSED
+    assert "16" in reason  # is no multiple of 3

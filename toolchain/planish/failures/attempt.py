@@ -12,14 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planish.failures.sign import Sign
+from planish.failures.sign import REFUSED, Sign
 
 _PATIENCE = 5.0  # seconds that a process has to end after it was told to
 _MOST = 200_000_000  # weights that are worth to be made up
 
 
 def attempt(config: Mapping[str, Any], task: str, request: Mapping[str, Any], seconds: float) -> tuple[Sign, ...]:
-    """What fails when a random model of this config is compiled; () when nothing does, or it cannot be made.
+    """What fails when a random model of this config is compiled; () when nothing does, (`REFUSED`, reason) when its
+    class does not take the config.
 
     Args:
         request: without model and output.
@@ -27,7 +28,7 @@ def attempt(config: Mapping[str, Any], task: str, request: Mapping[str, Any], se
     """
     # Imports take longer than the compile of a small model: one process has them, and each try is a fork of it.
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    context.set_forkserver_preload(["planish.build", "planish.failures.attempt"])
+    context.set_forkserver_preload(["planish.failures.warm"])
     with tempfile.TemporaryDirectory(prefix="planish-reduce-") as scratch:
         folder = Path(scratch)
         (folder / "config.json").write_text(json.dumps(config))
@@ -59,16 +60,20 @@ def fails(folder: Path, task: str, request: dict[str, Any]) -> tuple[Sign, ...]:
     """The same, in this process; `folder` holds config.json."""
     from planish.build import compile_model
     from planish.compiled import Silent
+    from planish.exhausted import exhausted
     from planish.failures.gates import failed_gate
     from planish.failures.postmortem import examine
     from planish.failures.sign import signs
     from planish.request import Request
+    from planish.untraceable import first_line
 
     model = folder / "model"
     try:
         make_model(folder, task, model)
-    except Exception:  # sizes that do not fit together: model classes raise whatever they like
-        return ()
+    except Exception as problem:  # sizes that do not fit together: model classes raise whatever they like
+        if exhausted(problem):
+            raise
+        return ((REFUSED, first_line(problem)),)
     asked = Request.model_validate({**request, "model": str(model), "task": task})
     with contextlib.chdir(folder):
         try:

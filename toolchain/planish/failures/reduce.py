@@ -9,7 +9,7 @@ from typing import Any
 
 from planish.failures import shrink
 from planish.failures.record import Record
-from planish.failures.sign import Sign, wanted
+from planish.failures.sign import REFUSED, Sign, wanted
 
 Attempt = Callable[[Mapping[str, Any], str, Mapping[str, Any], float], tuple[Sign, ...]]
 Say = Callable[[str], None]
@@ -27,12 +27,14 @@ class Reduced:
         request: what to ask for, without a model.
         tries: models that were made and compiled.
         complete: nothing smaller was left to try.
+        refused: tries whose config the model's class refused.
     """
 
     config: dict[str, Any]
     request: dict[str, Any]
     tries: int
     complete: bool
+    refused: int = 0
 
 
 @dataclass
@@ -43,6 +45,8 @@ class _Search:
     end: float
     say: Say
     tries: int = 0
+    refused: int = 0
+    reason: str = ""  # why the last config was refused
 
     @property
     def over(self) -> bool:
@@ -52,8 +56,13 @@ class _Search:
         if self.over:
             return False
         self.tries += 1
-        found = self.sign in self.attempt(config, self.task, request, self.end - time.monotonic())
-        self.say(f"{what}: {'the same failure' if found else 'not this failure'}")
+        signs = self.attempt(config, self.task, request, self.end - time.monotonic())
+        found = self.sign in signs
+        told = "the same failure" if found else "not this failure"
+        if signs and signs[0][0] == REFUSED:
+            self.refused, self.reason = self.refused + 1, signs[0][1]
+            told = f"the model's class refuses it ({self.reason})"
+        self.say(f"{what}: {told}")
         return found
 
 
@@ -74,12 +83,21 @@ def reduce(record: Record, attempt: Attempt, seconds: float, say: Say) -> Reduce
     if best is None:
         if search.over:
             return f"no smaller model showed it within {seconds:g} s; --time gives more"
-        return "no random model of this class shows it: it depends on the model's own weights or size"
+        return _not_found(search)
     simple = {k: v for k, v in request.items() if k in ("targets", "dynamic")} | {"verify": False}
     if sign[0] == "stopped" and simple != request and search.shows(best, simple, "recipe float, no checks"):
         request = simple
     best, complete = _halve(search, best, request)
-    return Reduced(best, request, search.tries, complete)
+    return Reduced(best, request, search.tries, complete, search.refused)
+
+
+def _not_found(search: _Search) -> str:
+    if search.refused == search.tries:
+        return f"no random model of this config can be made, large or small: {search.reason}"
+    told = "no random model of this class shows it: it depends on the model's own weights or size"
+    if not search.refused:
+        return told
+    return f"{told} ({search.refused} of {search.tries} configs were refused by the class: {search.reason})"
 
 
 def _request(record: Record, sign: Sign) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from planish.failures.record import FailedGate, Finding, Record
 
 Sign = tuple[str, ...]
+REFUSED = "refused"  # instead of a failure: the model's class does not take such a config
 _OWN = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 

@@ -50,7 +50,8 @@ def _pictures(channels: int, height: int, width: int) -> list[Tensor]:
     x = torch.linspace(-1, 1, width)[None, :].expand(height, width)
     rings = torch.sin((x * x + y * y) * 20)
     checks = torch.sign(torch.sin(x * 12) * torch.sin(y * 12))
-    plain = [x, y, rings, checks, x * y, torch.zeros_like(x)]
+    # The flat one is not 0: a model whose biases are 0 answers 0 to it, and all that is left to compare is noise.
+    plain = [x, y, rings, checks, x * y, -torch.ones_like(x)]
     shades = torch.linspace(0.4, 1.0, channels)[:, None, None]
     coloured = [p[None] * shades for p in plain]
     noise = [torch.rand(channels, height, width, generator=generator) * 2 - 1 for _ in range(4)]

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from planish.tasks.base import Alone, Axis, Call, Input, Step
+from planish_passes.errors import PlanishError
 
 TRACED = ("input_ids", "attention_mask", "token_type_ids", "bbox")
+_CHARACTERS = 128  # ASCII
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,13 @@ class TextTask(Alone):
     def call(self, config: Any, model: nn.Module) -> Call:
         """`input_ids`, `attention_mask` and, where the model has more than one type, `token_type_ids`: [B, S] int64."""
         accepted = inspect.signature(model.forward).parameters
+        read = getattr(model, "main_input_name", TRACED[0])
+        if TRACED[0] not in accepted and read != TRACED[0]:
+            raise PlanishError(
+                f"{type(model).__name__} reads {read}, and planish knows inputs of text and of pictures only",
+                f"task {self.name}",
+                "of models of sound, those that write text token by token can be compiled (Whisper)",
+            )
         shape = (Axis("batch", 1, 1024), Axis("sequence", 2, max_length(config, model)))
         names = [n for n in TRACED[:2] if n in accepted]
         if "token_type_ids" in accepted and int(getattr(config, "type_vocab_size", 0) or 0) > 1:
@@ -52,7 +61,7 @@ class TextTask(Alone):
 
 def max_length(config: Any, model: nn.Module) -> int:
     """Longest sequence that the model has positions for; 512 when it names no limit."""
-    limit = int(getattr(config, "max_position_embeddings", 0) or 0)
+    limit = max(int(getattr(config, "max_position_embeddings", 0) or 0), 0)  # XLNet says -1: none
     for path, module in model.named_modules():
         # Positions that are counted from behind the padding index leave the rows before it unused.
         if (
@@ -88,6 +97,9 @@ def _of_gguf(file: Path, changed: int, size: int) -> Any:
 def _random_samples(task: str, config: Any, longest: int) -> list[dict[str, Tensor]]:
     from optimum.utils import DummyTextInputGenerator, NormalizedTextConfig
 
+    if not getattr(config, "vocab_size", None):
+        config = copy.copy(config)
+        config.vocab_size = _CHARACTERS  # CANINE hashes characters: every number is one
     samples = []
     for length in (2, 3, 5, 8, 13, 21, 34, 55, 89, 128):
         length = min(length, longest)

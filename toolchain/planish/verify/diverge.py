@@ -17,24 +17,28 @@ from planish_passes.program import Program, module_path, op_name
 from planish_passes.taps import COMPOSITES
 
 MASK_FILL = 1e30  # no activation is larger; masks are filled with the lowest number of the type that they were made in
+_LEAST = 1e-12
 HALF_FILL = torch.finfo(torch.float16).max  # what becomes of such a number where float16 is computed
 
 
-def relative_error(found: Tensor, truth: Tensor) -> float:
+def relative_error(found: Tensor, truth: Tensor, least: float = _LEAST) -> float:
     """max|found - truth| / max|truth|; infinity when the shapes differ or a value is not finite.
 
     Mask fills count as one number in every type.
+
+    Args:
+        least: what max|truth| counts for at least.
     """
     if found.shape != truth.shape or not bool(torch.isfinite(found).all()):
         return float("inf")
     found, truth = _filled(found), _filled(truth)
     scale = float(truth.abs().max()) if truth.numel() else 0.0
-    return float((found.double() - truth.double()).abs().max()) / max(scale, 1e-12) if truth.numel() else 0.0
+    return float((found.double() - truth.double()).abs().max()) / max(scale, least) if truth.numel() else 0.0
 
 
-def apart(node: fx.Node, found: Tensor, truth: Tensor) -> Layer:
-    """How far a node's value is off."""
-    largest = relative_error(found, truth)
+def apart(node: fx.Node, found: Tensor, truth: Tensor, least: float = _LEAST) -> Layer:
+    """How far a node's value is off; `least` as of `relative_error`."""
+    largest = relative_error(found, truth, least)
     typical = largest
     if math.isfinite(largest) and truth.numel():
         found, truth = _filled(found).double(), _filled(truth).double()
@@ -107,13 +111,20 @@ class _Collector:
             self.outputs.setdefault(self.path, []).append(output.detach().clone())
 
 
-def local_errors(program: Program, case: Case, found: Mapping[str, Tensor]) -> list[Layer]:
+def local_errors(
+    program: Program, case: Case, found: Mapping[str, Tensor], compute: torch.dtype = torch.float32
+) -> list[Layer]:
     """Error of each tapped value given the artifact's own inputs to it, in execution order.
 
     The program runs on, step by step, from the artifact's values, so that errors do not add up and each step can be
     held to a tight limit.
+
+    Args:
+        compute: what the artifact computes in. Below float16's smallest normal number (6.1e-5) its digits dwindle, and
+            some processors take such numbers for 0: values that are smaller than that altogether are held to it.
     """
-    return _apart(program, case, found, found)
+    least = torch.finfo(compute).smallest_normal if compute == torch.float16 else _LEAST
+    return _apart(program, case, found, found, least)
 
 
 def drifted(program: Program, case: Case, found: Mapping[str, Tensor]) -> list[Layer]:
@@ -121,12 +132,18 @@ def drifted(program: Program, case: Case, found: Mapping[str, Tensor]) -> list[L
     return _apart(program, case, found, {})
 
 
-def _apart(program: Program, case: Case, found: Mapping[str, Tensor], forced: Mapping[str, Tensor]) -> list[Layer]:
+def _apart(
+    program: Program,
+    case: Case,
+    found: Mapping[str, Tensor],
+    forced: Mapping[str, Tensor],
+    least: float = _LEAST,
+) -> list[Layer]:
     layers: list[Layer] = []
 
     def tap(node: fx.Node, value: Tensor) -> None:
         if node.name in found:
-            layers.append(apart(node, valid(found[node.name], case), valid(value, case)))
+            layers.append(apart(node, valid(found[node.name], case), valid(value, case), least))
 
     interpret(program, case.inputs, tap=tap, forced=forced)
     return layers

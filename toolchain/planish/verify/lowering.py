@@ -186,7 +186,7 @@ def _local(
     if isinstance(ran, protocol.Broke):
         return ran
     shown = {n: t for n, t in ran.outputs[case.name].items() if n in set(names)}
-    steps = local_errors(form, case, shown)
+    steps = local_errors(form, case, shown, compute)
     if not steps:
         return None
     ratios = [s.largest / _step_limit(s, form, compute) for s in steps]

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from planish.exhausted import exhausted
+from planish.untraceable import first_line, place
 from planish.verdict import Failed, Metric, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.compare import Outputs, agreement, pooled, similarity, worst
 from planish.verify.diverge import against_model
+from planish_passes.errors import PlanishError
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
 from planish_targets.contract import Evidence
@@ -19,13 +22,32 @@ CAPTURE_LIMIT = 1e-4  # relative; float32 rounding of deep models stays below, a
 
 
 def eager(model: nn.Module, cases: Sequence[Case], outputs: Sequence[str]) -> dict[str, Outputs]:
-    """The original model's outputs, case by case."""
+    """The original model's outputs, case by case.
+
+    Raises:
+        PlanishError: it stops at one of them.
+    """
     results: dict[str, Outputs] = {}
     with torch.no_grad():
         for case in cases:
-            given = model(**case.inputs, return_dict=True)
+            try:
+                given = model(**case.inputs, return_dict=True)
+            except (IndexError, ValueError, RuntimeError) as problem:
+                if exhausted(problem):
+                    raise
+                raise _stops(model, case, problem) from problem
             results[case.name] = {o: given[o] for o in outputs}
     return results
+
+
+def _stops(model: nn.Module, case: Case, problem: Exception) -> PlanishError:
+    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in case.inputs.items())
+    return PlanishError(
+        f"the original model stops at {shapes}: {first_line(problem)}",
+        place(problem) or type(model).__name__,
+        "its config promises what its weights do not have (positions, token ids): mend config.json; "
+        "or leave the checks out (--no-verify)",
+    )
 
 
 def run_program(program: Program, cases: Sequence[Case], compute: torch.dtype = torch.float32) -> dict[str, Outputs]:

@@ -134,8 +134,9 @@ def layer_norm(e: Emitter, node: fx.Node) -> Any:
 def stored_epsilon(e: Emitter, epsilon: float) -> Any:
     """An epsilon as fp16 will hold it."""
     # An epsilon that rounds to 0 in fp16 would make a constant row 0 / 0.
-    if 0 < epsilon < _HALF_TINY:
-        e.note(f"epsilon {epsilon:g} of a normalisation is below fp16; it is stored as the smallest fp16 number, 2^-24")
+    if 0 < epsilon <= _HALF_TINY:
+        which = f"epsilon {epsilon:g}" if epsilon < _HALF_TINY else "an epsilon"  # the yardstick has 2^-24 already
+        e.note(f"{which} of a normalisation is below fp16; it is stored as the smallest fp16 number, 2^-24")
         epsilon = _HALF_TINY
     return np.float32(epsilon)
 

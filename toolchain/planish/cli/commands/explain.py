@@ -142,7 +142,8 @@ def _show_more(small: Reduced | str, at: Path | None) -> None:
     else:
         left = "" if small.complete else "; the time was over, --time gives more"
         told = {k: v for k, v in small.config.items() if v not in (None, [], {})}
-        console.print(f"random weights, {small.tries} tries{left}", soft_wrap=True)
+        refused = f" ({small.refused} refused by the model's class)" if small.refused else ""
+        console.print(f"random weights, {small.tries} tries{refused}{left}", soft_wrap=True)
         console.print(json.dumps(told), soft_wrap=True)
         console.print(json.dumps(small.request), soft_wrap=True)
     if at is not None:
