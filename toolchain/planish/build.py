@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import prod
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from planish import budget, palettes
 from planish.capture import capture
 from planish.checkpoint import Loaded, check_finite
 from planish.compiled import Compiled, Progress, TargetResult, TensorBytes, nothing_ran
 from planish.estimate import check_room, estimate
+from planish.examining import Examiner, give_back_memory
 from planish.generation_files import special_tokens
 from planish.keeping import check_kept, keep, stored_formats
 from planish.keeping import demand as demand_blocks
-from planish.lower import Shared, lower, source_length
+from planish.lower import Shared, lower
 from planish.quantising import checked, palette_rounding, palettise, quantise, rounding, weight_format
 from planish.recipes import RecipeSpec
 from planish.request import Request
@@ -27,10 +26,8 @@ from planish.requirements import demand
 from planish.sharing import share_weights, split, stored_twice
 from planish.source import Source, open_source
 from planish.tasks import PROGRAMS, Task
-from planish.tasks.generation import TOKENS
 from planish.verdict import Verdict
-from planish.verify.decoding import DecoderExam
-from planish.verify.exam import EncoderExam, Exam, NoExam
+from planish.verify.exam import Exam
 from planish.verify.weights import check_program_weights
 from planish.wishes import adapted, friendly, recipe_of, told
 from planish_passes import pipeline
@@ -42,7 +39,6 @@ from planish_passes.weights import WeightFormat, WeightStore
 from planish_targets import registry
 from planish_targets.contract import Recipe, Target
 
-_TEXT = 256  # tokens that the quality of a language model is measured on
 _MEMORY = 256 << 20  # bytes of quantised weights that stay in memory between the runs of a yardstick
 
 
@@ -54,8 +50,8 @@ def compile_model(request: Request, progress: Progress, workdir: Path) -> Compil
     """
     job = _open(request, progress, workdir)
     made: list[_Made] = []
-    for task in reversed(job.tasks):  # what the last program writes with is stored as it needs it, for all
-        made.insert(0, job.make(task, {name: form for m in made for name, form in m.formats.items()}))
+    for traced in job.traced():
+        made.insert(0, job.make(traced, {name: form for m in made for name, form in m.formats.items()}))
     results = tuple(sorted((r for m in made for r in m.results), key=job.order))
     if request.split_weights:
         progress.stage("share", "weights that several programs read")
@@ -113,6 +109,23 @@ def _open(request: Request, progress: Progress, workdir: Path) -> _Job:
 
 
 @dataclass(frozen=True)
+class _Traced:
+    """One program of the model, captured and fused, in float.
+
+    Args:
+        name: where the model has several; else empty.
+        capture: whether it computes what the original model does.
+    """
+
+    task: Task
+    name: str
+    fused: Outcome
+    loaded: Loaded
+    exam: Exam
+    capture: Verdict
+
+
+@dataclass(frozen=True)
 class _Made:
     """What became of one program of the model.
 
@@ -154,34 +167,52 @@ class _Job:
         """Place of a result in the report: by target, as requested."""
         return [t.name for t in self.targets].index(result.target.partition("/")[0])
 
-    def make(self, task: Task, given: Mapping[str, WeightFormat]) -> _Made:
-        """One program: captured, fused, quantised, lowered for every target.
+    def traced(self) -> list[_Traced]:
+        """All programs, in the order in which they are made, checked against the original, which has left memory."""
+        # What the last program writes with is stored as it needs it, for all.
+        fused = [(task, *self._fused(task)) for task in reversed(self.tasks)]
+        if self.request.verify:
+            self.progress.stage("reference", "the original model, run by transformers")
+        exams = Examiner(self.request, self.recipe, self.source).exams([(t, f.program) for t, f, _ in fused])
+        made = [
+            _Traced(task, self._name(task), outcome, loaded, exam, exam.capture(outcome.program))
+            for (task, outcome, loaded), exam in zip(fused, exams, strict=True)
+        ]
+        give_back_memory()
+        return made
 
-        Args:
-            given: formats of weights that another program reads as well: a weight has one set of integers.
-        """
-        request, name = self.request, task.entry if len(self.tasks) > 1 else ""
-        self.progress.stage(f"capture {name}".strip(), self.source.architecture)
+    def _name(self, task: Task) -> str:
+        return task.entry if len(self.tasks) > 1 else ""
+
+    def _fused(self, task: Task) -> tuple[Outcome, Loaded]:
+        self.progress.stage(f"capture {self._name(task)}".strip(), self.source.architecture)
         opened: list[Loaded] = []
 
         def weights(model: nn.Module) -> WeightStore:
             opened.append(self.source.load(model))
             return opened[-1].store
 
-        asked = {"sequence": max(request.lengths)} if request.lengths else {}
+        asked = {"sequence": max(self.request.lengths)} if self.request.lengths else {}
         captured = capture(self.source.model_class(), self.source.config, task, weights, asked)
         self.notes.update(dict.fromkeys((*opened[-1].notes, *captured.notes)))
-        if request.verify:
+        if self.request.verify:
             check_finite(captured.program.weights)
         files = self.source.tokenizer_files if captured.program.states else None
         facts = special_tokens(self.source.config, files)
-        floating = run_passes(replace(captured.program, facts=facts), pipeline.fuse())
-        exam = self._exam(task, floating.program)
-        verdicts = [exam.capture(floating.program)]
-        quantised, formats = self._quantised(task, floating.program, opened[-1], verdicts, given)
+        return run_passes(replace(captured.program, facts=facts), pipeline.fuse()), opened[-1]
+
+    def make(self, traced: _Traced, given: Mapping[str, WeightFormat]) -> _Made:
+        """One program, quantised, and lowered for every target.
+
+        Args:
+            given: formats of weights that another program reads as well: a weight has one set of integers.
+        """
+        task, floating, verdicts = traced.task, traced.fused, [traced.capture]
+        quantised, formats = self._quantised(task, floating.program, traced.loaded, verdicts, given)
         program = replace(quantised.program, weights=quantised.program.weights.memoised(_MEMORY))
         bits = max(widths(program).values(), default=0)
-        shared = Shared(request, Recipe(self.recipe.name, bits), task, program, self.source, exam, name)
+        recipe = Recipe(self.recipe.name, bits)
+        shared = Shared(self.request, recipe, task, program, self.source, traced.exam, traced.name)
         results = tuple(lower(shared, target, self.progress, self.workdir) for target in self.targets)
         return _Made(verdicts, (floating, quantised), _bytes(floating.program, quantised.program), results, formats)
 
@@ -219,43 +250,6 @@ class _Job:
         how = palette_rounding(self.request, program, task, self.source, self.count)
         formats = palettes.formats(program, self.recipe, others, self.request, task, self.source, self.progress)
         return palettise(program, formats, how, self.source, task, folder, self.progress)
-
-    def _exam(self, task: Task, program: Program) -> Exam:
-        if not self.request.verify:
-            return NoExam()
-        self.progress.stage("reference", "the original model, run by transformers")
-        longest = _longest(program)
-        samples = task.samples(self.source.tokenizer_files, self.source.config, longest)
-        model = self._reference if len(self.tasks) > 1 else self.source.reference()
-        read = self._read(task, program)
-        original, gates = task.original(model, read), self.request.gates
-        if task.metric == "tokens":
-            text = samples[0][TOKENS][:, :_TEXT]
-            return DecoderExam.of(original, text, longest, self.recipe, gates, task.given(model, read))
-        pad = int(getattr(self.source.config, "pad_token_id", 0) or 0)
-        return EncoderExam(samples, pad, longest, original, self.recipe, gates, task.metric)
-
-    @cached_property
-    def _reference(self) -> nn.Module:
-        return self.source.reference()
-
-    def _read(self, task: Task, program: Program) -> dict[str, Tensor]:
-        """What the encoder has read, for programs that need it: padded to the length of fixed shapes."""
-        if not task.dependent:
-            return {}
-        length = source_length(self.request, program)
-        samples = self.tasks[0].samples(self.source.tokenizer_files, self.source.config, length)
-        sample = samples[len(samples) // 2]
-        if TOKENS not in sample:
-            return dict(sample)
-        room = length - sample[TOKENS].shape[1]
-        return {n: torch.nn.functional.pad(t[:, :length], (0, max(room, 0))) for n, t in sample.items()}
-
-
-def _longest(program: Program) -> int:
-    if "sequence" in program.axes:
-        return program.axes["sequence"][1]
-    return next((int(p.shape[1]) for p in program.inputs if p.name == "input_ids"), 0)
 
 
 def _bytes(before: Program, after: Program) -> tuple[TensorBytes, ...]:

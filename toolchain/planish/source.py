@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from planish.checkpoint import Checkpoint, GgufFile, Loaded, load_weights, name_tensors, open_folder
 from planish.checkpoint.config import read_config
+from planish.checkpoint.gguf_reader import quick_gguf
 from planish.locate import Kind, Located, is_sentence_transformer, locate
 from planish.tasks import PROGRAMS
 from planish_passes.errors import PlanishError
@@ -118,14 +120,15 @@ class Source:
     def reference(self) -> nn.Module:
         """The model as transformers itself loads it: float32, eval mode, plain attention; independent of `load`."""
         how: dict[str, Any] = {"gguf_file": self.files[0].name} if self.kind == "gguf" else {"use_safetensors": True}
-        model: nn.Module = self.model_class().from_pretrained(
-            self.folder,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            local_files_only=True,
-            trust_remote_code=self.trust_remote_code,
-            **how,
-        )
+        with quick_gguf() if self.kind == "gguf" else nullcontext():
+            model: nn.Module = self.model_class().from_pretrained(
+                self.folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=self.trust_remote_code,
+                **how,
+            )
         return model.eval()
 
     def provenance(self) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType, dequantize, quantize
 from torch import Tensor
 
 from planish.checkpoint import blocks
-from planish.checkpoint.blocks import FORMATS, gather, numbered, row_numbers, unpack
+from planish.checkpoint.blocks import FORMATS, dequantised, gather, numbered, row_numbers, unpack
 
 SIZES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 
@@ -33,6 +33,7 @@ def quantised(kind: str) -> Tensor:
 def test_equals_gguf_to_the_bit(kind: str) -> None:
     raw = quantised(kind)
     assert torch.equal(written_out(raw, kind), wanted(raw, kind))
+    assert torch.equal(dequantised(raw, kind), wanted(raw, kind))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -43,6 +44,7 @@ def test_any_integers_and_any_scales(kind: str) -> None:
     for at in range(0, SIZES[kind] - FORMATS[kind].bits * 4, 2):
         raw[..., at : at + 2] = torch.from_numpy(np.roll(numbers, at).view(np.uint8).reshape(12, 2).copy())
     raw = raw.flatten(1)
+    assert torch.equal(dequantised(raw, kind), wanted(raw, kind))
     found, truth = written_out(raw, kind), wanted(raw, kind)
     if kind != "Q4_1":
         assert torch.equal(found, truth)

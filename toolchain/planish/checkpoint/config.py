@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from planish.checkpoint.gguf_reader import quick_gguf
 from planish.locate import Located
 from planish_passes.errors import PlanishError
 
@@ -24,9 +26,10 @@ def read_config(found: Located, trust_remote_code: bool) -> PreTrainedConfig:
     if found.file is None:
         _check_config(found.folder / "config.json", trust_remote_code)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            found.folder, trust_remote_code=trust_remote_code, local_files_only=True, **how
-        )
+        with quick_gguf() if how else nullcontext():
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                found.folder, trust_remote_code=trust_remote_code, local_files_only=True, **how
+            )
     except MemoryError:
         raise
     except Exception as error:  # a config is free text to transformers: its classes raise anything at all

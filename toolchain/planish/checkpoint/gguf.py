@@ -7,10 +7,9 @@ Names and layout changes follow transformers: conversion rules for the architect
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from planish.checkpoint.blocks import FORMATS, dequantised
+from planish.checkpoint.gguf_reader import quick_gguf
 from planish.checkpoint.mapped import MappedFile
 from planish.checkpoint.safetensors import AGAIN
 from planish_passes.errors import PlanishError
@@ -65,7 +66,10 @@ class GgufFile:
         shape = (stop - start, *info.shape[1:])
         if start == stop:
             return torch.empty(shape, dtype=dtype)
-        found = torch.from_numpy(np.array(self._unpack(key, *span, shape), dtype=np.float32)).to(dtype)
+        unpacked = self._unpack(key, *span, shape)
+        # What is stored as float32 is still a view of the file, which must not be written to.
+        own = unpacked if unpacked.flags.writeable else np.array(unpacked)
+        found = torch.from_numpy(own).to(dtype)
         self._file.release(*span)
         return found
 
@@ -77,9 +81,13 @@ class GgufFile:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
         kind = GGMLQuantizationType(self._infos[key].ggml_type)
-        raw = np.frombuffer(self._file.pages, dtype=np.uint8, count=end - begin, offset=begin)
         block, size = GGML_QUANT_SIZES[kind]
-        return dequantize(raw.reshape(*shape[:-1], shape[-1] // block * size), kind).reshape(shape)
+        stored = (*shape[:-1], shape[-1] // block * size)
+        if kind.name in FORMATS and len(shape) == 2:
+            raw = self._file.view(begin, end, TensorSpec(stored, torch.uint8))
+            return dequantised(raw, kind.name).numpy()
+        blocks = np.frombuffer(self._file.pages, dtype=np.uint8, count=end - begin, offset=begin)
+        return dequantize(blocks.reshape(stored), kind).reshape(shape)
 
     def kind(self, name: str) -> str:
         """ggml's name of the type that a tensor is stored as: "Q4_0", "F16", ..."""
@@ -166,8 +174,12 @@ class GgufNamed:
             return TensorSpec.of(self._process(key, zeros))
 
     def read(self, key: str) -> Tensor:
-        """Unpack and bring into transformers' layout, float32."""
-        return self._process(key, (self.file.values(name) for name in self.groups[key]))
+        """Unpack and bring into transformers' layout, float32, in memory of its own; the pages are given back."""
+        if self.is_as_stored(key):
+            return self.file.read(self.groups[key][0])
+        made = self._process(key, (self.file.values(name) for name in self.groups[key]))
+        self.release(key)
+        return made
 
     def rows(self, key: str, start: int, stop: int, dtype: torch.dtype) -> Tensor | None:
         """Rows of a tensor that is stored as transformers wants it; None for one that is rearranged."""
@@ -232,7 +244,7 @@ def name_tensors(file: GgufFile, model: nn.Module) -> tuple[GgufFile | GgufNamed
     make: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
     processor = make(config=config.to_dict())
     try:
-        with _one_table():
+        with quick_gguf():
             name_map = get_gguf_hf_weights_map(model, processor)
     except (NotImplementedError, AttributeError) as error:
         raise PlanishError(
@@ -247,16 +259,3 @@ def name_tensors(file: GgufFile, model: nn.Module) -> tuple[GgufFile | GgufNamed
         # A tensor that the model does not take keeps its GGUF name and is reported as unused.
         groups[target or name] = (*groups.get(target or name, ()), name)
     return GgufNamed(file, processor, name_map, groups), None
-
-
-@contextmanager
-def _one_table() -> Iterator[None]:
-    # transformers builds gguf's name table, always the same, anew for every submodule: seconds for a deep model.
-    import gguf
-
-    original = gguf.get_tensor_name_map
-    gguf.get_tensor_name_map = cache(original)
-    try:
-        yield
-    finally:
-        gguf.get_tensor_name_map = original

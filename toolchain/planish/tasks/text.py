@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planish.checkpoint.gguf_reader import quick_gguf
 from planish.tasks.base import Alone, Axis, Call, Input, Step
 from planish_passes.errors import PlanishError
 
@@ -88,10 +89,11 @@ def load_tokenizer(folder: Path) -> Any | None:
 
 @lru_cache(maxsize=1)
 def _of_gguf(file: Path, changed: int, size: int) -> Any:
-    """transformers reads the whole vocabulary entry by entry, seconds each time, and a compile asks for it often."""
+    """A compile asks for it often."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    with quick_gguf():
+        return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
 def _random_samples(task: str, config: Any, longest: int) -> list[dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from planish.verify.cases import Case
 from planish.verify.diverge import module_outputs, relative_error
 from planish.verify.drift import from_model
 from planish.verify.lowering import FLOORS, HALF_STORED, NOISE_MULTIPLE, Execution, flip_noise, rounds
-from planish.verify.quality import CAPTURE_LIMIT
+from planish.verify.quality import CAPTURE_LIMIT, held
 from planish_passes.bind import bind
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
@@ -76,9 +76,10 @@ class DecoderExam:
 
     def capture(self, program: Program) -> Verdict:
         """The traced program in one call and in parts, against the model in one call."""
-        program = bind(program, self.given)
+        program = held(bind(program, self.given))
         cuts = [*PARTS, 1, 1, self.story.shape[1] - sum(PARTS) - 2]
         found = {"whole": one_call(program, self.story), "parts": in_calls(program, self.story, cuts)}
+        del program  # its weights take as much memory as those of the original did
         errors = {name: relative_error(logits, self.truth["story"]) for name, logits in found.items()}
         case = max(errors, key=errors.__getitem__)
         gate = Metric("relative", errors[case], self.gates.capture or CAPTURE_LIMIT, case=case)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,33 +57,46 @@ class Exam(Protocol):
 
 @dataclass(frozen=True)
 class EncoderExam:
-    """Independent calls over samples of the task."""
+    """Independent calls over samples of the task.
+
+    Args:
+        original: loads the original model again, to find the layer where a failed check begins.
+        edges: its outputs at the limits of the program's shapes.
+        truth: its outputs for the samples.
+        inner: what its modules returned for the shortest sample, by module path.
+    """
 
     samples: Sequence[Sample]
     pad: int
     longest: int
-    model: nn.Module
+    original: Callable[[], nn.Module]
     recipe: RecipeSpec
     gates: Gates
     metric: str
+    edges: dict[str, Outputs] = field(default_factory=dict)
     truth: dict[str, Outputs] = field(default_factory=dict)
-    inner: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
+    inner: dict[str, list[Tensor]] = field(default_factory=dict)
     given: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def ask(self, model: nn.Module, program: Program) -> EncoderExam:
+        """Ask the original model everything that is needed of it; it is not kept."""
+        outputs, cases = [p.name for p in program.outputs], self._all(program)
+        self.truth.update(eager(model, cases, outputs))
+        self.edges.update(eager(model, self._edges(program), outputs) if program.axes else self.truth)
+        self.inner.update(module_outputs(model, _shortest(cases).inputs, return_dict=True))
+        return self
 
     def capture(self, program: Program) -> Verdict:
         """See Exam."""
-        edges = edge_cases(self.samples, program.inputs, self.pad, self.longest) if program.axes else self._all(program)
-        answers = eager(self.model, edges, [p.name for p in program.outputs])
-        return check_capture(program, self.model, edges, answers, self.gates.capture)
+        cases = self._edges(program) if program.axes else self._all(program)
+        return check_capture(program, self.original, cases, self.edges, self.gates.capture)
 
     def quality(self, yardstick: Program) -> Verdict:
         """See Exam."""
         cases = self._all(yardstick)
-        if not self.truth:
-            self.truth.update(eager(self.model, cases, [p.name for p in yardstick.outputs]))
         return check_quality(
             yardstick,
-            self.model,
+            self.original,
             cases,
             self.truth,
             metric=self.metric,
@@ -93,10 +106,10 @@ class EncoderExam:
 
     def drift(self, yardstick: Program) -> Drift:
         """On the shortest of the inputs that the quality is measured on."""
-        case = min(self._all(yardstick), key=lambda c: sum(t.numel() for t in c.inputs.values()))
-        if case.name not in self.inner:
-            self.inner[case.name] = module_outputs(self.model, case.inputs, return_dict=True)
-        return from_model(yardstick, self.inner[case.name], case)
+        return from_model(yardstick, self.inner, _shortest(self._all(yardstick)))
+
+    def _edges(self, program: Program) -> list[Case]:
+        return edge_cases(self.samples, program.inputs, self.pad, self.longest)
 
     def _all(self, program: Program) -> list[Case]:
         if program.axes:
@@ -117,6 +130,10 @@ class EncoderExam:
     ) -> tuple[Verdict, ...]:
         """Nothing more: every call stands alone."""
         return ()
+
+
+def _shortest(cases: Sequence[Case]) -> Case:
+    return min(cases, key=lambda c: sum(t.numel() for t in c.inputs.values()))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -55,18 +56,36 @@ def run_program(program: Program, cases: Sequence[Case], compute: torch.dtype = 
     return {c.name: interpret(program, c.inputs, compute=compute) for c in cases}
 
 
+def held(program: Program) -> Program:
+    """The program, but it reads each weight once, however often it runs, and keeps it.
+
+    That takes the room of the original model's weights, once that has left memory: drop it before anything else does.
+    """
+    size = sum(program.weights.spec(name).nbytes for name in program.weights)
+    return replace(program, weights=program.weights.memoised(size))
+
+
 def check_capture(
-    program: Program, model: nn.Module, cases: Sequence[Case], truth: Mapping[str, Outputs], limit: float | None
+    program: Program,
+    original: Callable[[], nn.Module],
+    cases: Sequence[Case],
+    truth: Mapping[str, Outputs],
+    limit: float | None,
 ) -> Verdict:
-    """The float program must compute what the model computes."""
-    found = run_program(program, cases)
+    """The float program must compute what the model computes.
+
+    Args:
+        original: loads the model again, to find the first layer that differs.
+        truth: what it answered.
+    """
+    found = run_program(held(program), cases)
     relative = worst(cases, found, truth, "relative")
     absolute = worst(cases, found, truth, "max_abs")
     gate = Metric("relative", relative.value, limit or CAPTURE_LIMIT, case=relative.case)
     metrics = (gate, Metric("max_abs", absolute.value, case=absolute.case))
     if gate.ok:
         return Passed("capture", Evidence.EXECUTED, metrics, "torch CPU")
-    diverged = against_model(program, model, next(c for c in cases if c.name == relative.case), gate.limit or 0)
+    diverged = against_model(program, original(), next(c for c in cases if c.name == relative.case), gate.limit or 0)
     return Failed(
         "capture", Evidence.EXECUTED, "the traced program differs from the model", metrics, "torch CPU", diverged
     )
@@ -74,7 +93,7 @@ def check_capture(
 
 def check_quality(
     program: Program,
-    model: nn.Module,
+    original: Callable[[], nn.Module],
     cases: Sequence[Case],
     truth: Mapping[str, Outputs],
     *,
@@ -85,6 +104,7 @@ def check_quality(
     """A yardstick must stay close enough to the original model, as the recipe declares.
 
     Args:
+        original: loads the model again, to find the first layer that differs.
         metric: "embedding" gates the cosine of mean-pooled outputs; "values" that of whole outputs; "argmax" as well,
             and the share of equal decisions.
         cosine: smallest cosine that passes.
@@ -106,6 +126,6 @@ def check_quality(
         metrics.append(Metric("agreement", agreement(cases, found, truth), agree, at_most=False))
     if all(m.ok for m in metrics):
         return Passed("quality", Evidence.EXECUTED, tuple(metrics), "torch CPU")
-    diverged = against_model(program, model, next(c for c in cases if c.name == rows.case), 1 - cosine)
+    diverged = against_model(program, original(), next(c for c in cases if c.name == rows.case), 1 - cosine)
     reason = "the program is too far from the original model"
     return Failed("quality", Evidence.EXECUTED, reason, tuple(metrics), "torch CPU", diverged)

@@ -1,0 +1,87 @@
+"""The original model, asked once for all that checks of its programs need; then it leaves memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from planish.lower import source_length
+from planish.recipes import RecipeSpec
+from planish.request import Request
+from planish.source import Source
+from planish.tasks import PROGRAMS, Task
+from planish.tasks.generation import TOKENS
+from planish.verify.decoding import DecoderExam
+from planish.verify.exam import EncoderExam, Exam, NoExam
+from planish_passes.program import Program
+
+_TEXT = 256  # tokens that the quality of a language model is measured on
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """What exams depend on, but for the programs."""
+
+    request: Request
+    recipe: RecipeSpec
+    source: Source
+
+    def exams(self, programs: Sequence[tuple[Task, Program]]) -> list[Exam]:
+        """One for each program. The original is loaded by transformers, and gone when this returns."""
+        if not self.request.verify:
+            return [NoExam() for _ in programs]
+        model = self.source.reference()
+        made = [self._exam(model, task, program) for task, program in programs]
+        del model
+        give_back_memory()
+        return made
+
+    def _exam(self, model: nn.Module, task: Task, program: Program) -> Exam:
+        source, gates, longest = self.source, self.request.gates, _longest(program)
+        samples = task.samples(source.tokenizer_files, source.config, longest)
+        read = self._read(task, program)
+        original = task.original(model, read)
+        if task.metric == "tokens":
+            text = samples[0][TOKENS][:, :_TEXT]
+            return DecoderExam.of(original, text, longest, self.recipe, gates, task.given(model, read))
+        pad = int(getattr(source.config, "pad_token_id", 0) or 0)
+
+        def again() -> nn.Module:
+            return task.original(source.reference(), read)
+
+        exam = EncoderExam(samples, pad, longest, again, self.recipe, gates, task.metric)
+        return exam.ask(original, program)
+
+    def _read(self, task: Task, program: Program) -> Mapping[str, Tensor]:
+        """What the encoder has read, for programs that need it: padded to the length of fixed shapes."""
+        if not task.dependent:
+            return {}
+        length = source_length(self.request, program)
+        encoder = PROGRAMS[self.source.task][0]
+        samples = encoder.samples(self.source.tokenizer_files, self.source.config, length)
+        sample = samples[len(samples) // 2]
+        if TOKENS not in sample:
+            return dict(sample)
+        room = length - sample[TOKENS].shape[1]
+        return {n: torch.nn.functional.pad(t[:, :length], (0, max(room, 0))) for n, t in sample.items()}
+
+
+def give_back_memory() -> None:
+    """What was freed goes back to the system: glibc keeps it for later, and the peak would grow by it."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+        if trim is not None:
+            trim(0)
+
+
+def _longest(program: Program) -> int:
+    if "sequence" in program.axes:
+        return program.axes["sequence"][1]
+    return next((int(p.shape[1]) for p in program.inputs if p.name == "input_ids"), 0)
