@@ -17,6 +17,7 @@ from planish.verdict import Drift, Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.diverge import module_outputs, relative_error
 from planish.verify.drift import from_model
+from planish.verify.greedy import greedy
 from planish.verify.lowering import FLOORS, HALF_STORED, NOISE_MULTIPLE, Execution, flip_noise, rounds
 from planish.verify.quality import CAPTURE_LIMIT, held
 from planish_passes.bind import bind
@@ -152,17 +153,6 @@ def opening(task: Task, source: Source, program: Program, given: Mapping[str, Te
             random = torch.randn(shape, generator=generator)
             made[port.name] = random if port.dtype.is_floating_point else torch.ones(shape, dtype=port.dtype)
     return made
-
-
-def greedy(model: nn.Module, prompt: Tensor, steps: int) -> Tensor:
-    """The most probable continuation, int64 [1, steps], by the original model with its own cache."""
-    told, tokens, cache = [], prompt, None
-    with torch.no_grad():
-        for _ in range(steps):
-            result = model(input_ids=tokens, past_key_values=cache, use_cache=True)
-            tokens, cache = result.logits[:, -1:].argmax(-1), result.past_key_values
-            told.append(tokens)
-    return torch.cat(told, 1)
 
 
 def feed(program: Program, tokens: Tensor, past: Mapping[str, Tensor], start: int = 0) -> dict[str, Tensor]:
