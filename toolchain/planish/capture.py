@@ -20,6 +20,7 @@ from planish.exhausted import exhausted
 from planish.expectations import count_calls, with_expectations
 from planish.meta import build_without_weights
 from planish.tasks.base import Axis, Call, Task
+from planish.tracing import quick_tracing
 from planish.untraceable import first_line, untraceable
 from planish_passes.errors import PlanishError
 from planish_passes.program import Port, Program, module_path, op_name, writes
@@ -190,7 +191,7 @@ def _exported(step: nn.Module, tensors: tuple[Tensor, ...], shapes: tuple[Any, .
     from transformers.exporters import exporter_dynamo  # noqa: F401  (registers the patches)
     from transformers.exporters.utils import apply_patches
 
-    with torch.no_grad(), apply_patches("dynamo"):
+    with torch.no_grad(), apply_patches("dynamo"), quick_tracing():
         exported = torch.export.export(
             step,
             tensors,
