@@ -368,3 +368,12 @@ def test_wrong_shape_names_both(folder: Path) -> None:
     source = open_source(str(edit(folder, vocab_size=50)))
     with pytest.raises(PlanishError, match=r"has the shape \[40, 16\]; the config asks for \[50, 16\]"):
         source.weights(meta(source))
+
+
+def test_a_model_of_sound_is_not_sent_to_a_task_that_cannot_read_it(tmp_path: Path) -> None:
+    config = tf.Wav2Vec2Config(architectures=["Wav2Vec2ForCTC"])
+    config.save_pretrained(tmp_path)
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(PlanishError, match="AutoModelForSpeechSeq2Seq; Wav2Vec2ForCTC is not there") as caught:
+        open_source(str(tmp_path))
+    assert caught.value.hint == "use another model"

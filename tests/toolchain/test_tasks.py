@@ -5,7 +5,7 @@ import pytest
 import torch
 from support import FAMILIES
 from torch import nn
-from transformers import AutoConfig, AutoModel, CanineConfig, Wav2Vec2Config, XLNetConfig
+from transformers import AutoConfig, AutoModel, CanineConfig, MptConfig, Wav2Vec2Config, XLNetConfig
 
 from planish import hooks
 from planish.meta import build_without_weights
@@ -68,6 +68,7 @@ def test_no_picture_is_nothing(tmp_path: Path) -> None:
 
 def test_lengths_and_tokens_of_configs_that_name_none(tmp_path: Path) -> None:
     assert max_length(XLNetConfig(), nn.Identity()) == 512  # it says -1
+    assert max_length(MptConfig(max_seq_len=100), nn.Identity()) == 100
     config = CanineConfig(hidden_size=16)  # characters are hashed: it has no vocabulary
     tokens = [s["input_ids"] for s in TASKS["feature-extraction"].samples(tmp_path, config, 20)]
     assert max(int(t.max()) for t in tokens) < 128

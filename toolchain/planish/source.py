@@ -36,6 +36,7 @@ _SUFFIXES = {
     "ForConditionalGeneration": "text2text-generation",
     "Model": "feature-extraction",
 }
+_READ = frozenset(("input_ids", "pixel_values", "input_features"))  # main inputs that tasks make
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def _architecture(config: PreTrainedConfig, task: str, found: Located, trust_rem
             str(found.folder),
             "read that code first; then allow it with trust_remote_code, or choose another task",
         )
-    fits = [t for t in PROGRAMS if type(config) in auto_class(t)._model_mapping]
+    fits = [t for t in PROGRAMS if _reads(config, auto_class(t)._model_mapping)]
     hint = f"tasks that it has: {', '.join(fits)}" if fits else "use another model"
     given = " or ".join(config.architectures or ()) or config.model_type
     raise PlanishError(
@@ -264,6 +265,15 @@ def _architecture(config: PreTrainedConfig, task: str, found: Located, trust_rem
         str(found.folder),
         hint,
     )
+
+
+def _reads(config: PreTrainedConfig, classes: Any) -> bool:
+    """Whether a class for this config is there, and reads what a task makes."""
+    if type(config) not in classes:
+        return False
+    found = classes[type(config)]
+    first = found[0] if isinstance(found, (list, tuple)) else found
+    return getattr(first, "main_input_name", "input_ids") in _READ
 
 
 def _files(found: Located, checkpoint: Checkpoint) -> tuple[SourceFile, ...]:

@@ -12,9 +12,12 @@ from torch import nn
 
 from planish.verdict import Failed, Passed, Verdict
 from planish.verify.cases import Case
-from planish.verify.lowering import Execution, Lowered, check_lowering
+from planish.verify.lowering import Execution, Lowered, check_lowering, edges
+from planish_passes import pipeline
+from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
+from planish_passes.weights import WeightFormat
 from planish_targets import registry, runner
 from planish_targets.contract import Artifact, Evidence, Numerics, Recipe, Runner
 
@@ -81,3 +84,20 @@ def test_an_execution_without_commands_uses_the_targets_own_runner(tmp_path: Pat
     other = Execution(commands={"reference": "ssh mac run"}).runner(target, artifact)
     assert isinstance(other, Runner)
     assert other.command == ["ssh", "mac", "run"]
+
+
+def test_values_on_the_edge_of_two_codes_may_fall_to_either_side() -> None:
+    torch.manual_seed(0)
+    linear = run_passes(
+        program_of(nn.Sequential(nn.Linear(32, 8)), torch.ones(2, 32)), pipeline.quantise(WeightFormat(8))
+    ).program
+    linear = run_passes(linear, pipeline.yardstick(torch.float32, "int8_token_symmetric")).program
+    (node,) = [n.name for n in linear.graph.nodes if n.op == "call_function"]
+    few = torch.randint(-8, 9, (2, 32)).float()
+    few[:, 0] = 8.0  # 127 / 8 times 4 is 63.5
+    case = Case("codes", {"x0": few * 0.37})
+    on_edge = edges(linear, case, {}, {node})[node]
+    assert on_edge > 2e-3
+    between = edges(linear, Case("between", {"x0": torch.randn(2, 32)}), {}, {node})[node]
+    assert between < 1e-4 < on_edge, "a wrong step is not excused where nothing lies on an edge"
+    assert edges(linear, case, {}, {"another"}) == {}

@@ -20,6 +20,7 @@ from planish_passes.errors import PlanishError
 
 TRACED = ("input_ids", "attention_mask", "token_type_ids", "bbox")
 _CHARACTERS = 128  # ASCII
+_LIMITS = ("max_position_embeddings", "max_seq_len", "seq_length")  # the usual word, MPT's and BLOOM's
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class TextTask(Alone):
 
 def max_length(config: Any, model: nn.Module) -> int:
     """Longest sequence that the model has positions for; 512 when it names no limit."""
-    limit = max(int(getattr(config, "max_position_embeddings", 0) or 0), 0)  # XLNet says -1: none
+    told = (getattr(config, name, None) for name in _LIMITS)
+    limit = next((n for n in told if isinstance(n, int) and n > 0), 0)  # XLNet says -1: none
     for path, module in model.named_modules():
         # Positions that are counted from behind the padding index leave the rows before it unused.
         if (

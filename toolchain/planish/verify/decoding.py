@@ -19,7 +19,7 @@ from planish.verify.diverge import module_outputs, relative_error
 from planish.verify.drift import from_model
 from planish.verify.greedy import greedy
 from planish.verify.lowering import FLOORS, HALF_STORED, NOISE_MULTIPLE, Execution, flip_noise, rounds
-from planish.verify.quality import CAPTURE_LIMIT, held
+from planish.verify.quality import CAPTURE_LIMIT, asking, held
 from planish_passes.bind import bind
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
@@ -70,8 +70,8 @@ class DecoderExam:
     ) -> DecoderExam:
         """Ask the original model everything that is needed of it; it is not kept."""
         prompt = text[:, :PROMPT]
-        story = torch.cat([prompt, greedy(model, prompt, max(1, min(GENERATED, longest - PROMPT)))], 1)
-        with torch.no_grad():
+        with torch.no_grad(), asking(model, {TOKENS: text}):
+            story = torch.cat([prompt, greedy(model, prompt, max(1, min(GENERATED, longest - PROMPT)))], 1)
             truth = {"text": model(input_ids=text).logits, "story": model(input_ids=story).logits}
         return cls(text, story, truth, recipe, gates, given or {}, module_outputs(model, {TOKENS: prompt}))
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from planish.speed import Speed, measured
 from planish.verdict import Divergence, Drift, Failed, Layer, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.compare import Outputs, worst
-from planish.verify.diverge import against_taps, drifted, local_errors
+from planish.verify.diverge import against_taps, drifted, local_errors, relative_error
 from planish.verify.quality import run_program
 from planish_passes.errors import PlanishError
 from planish_passes.interpret import interpret
@@ -32,6 +32,7 @@ HALF_STORED = 1e-4  # of files that store constants (epsilons, scales) as float1
 FLIP_NOISE = 5e-3  # end to end, of programs that round activations: flips add up, and differ from run to run
 FINE_FLIP_NOISE = 2e-4  # the same, where no input has fewer than 15 bits
 FLIP_LIMIT = 2e-3  # of a step that rounds activations to int8: a value on the edge may round the other way
+EDGE, EDGE_MULTIPLE = 1e-5, 2.0  # see `edges`
 FLOORS = {torch.float32: 2e-6, torch.float16: 1e-3}  # relative; below this, noise itself is not measurable
 
 
@@ -189,7 +190,11 @@ def _local(
     steps = local_errors(form, case, shown, compute)
     if not steps:
         return None
-    ratios = [s.largest / _step_limit(s, form, compute) for s in steps]
+    limits = [_step_limit(s, form, compute) for s in steps]
+    if over := {s.node for s, limit in zip(steps, limits, strict=True) if not s.largest <= limit}:
+        ties = edges(form, case, shown, over)
+        limits = [max(limit, ties.get(s.node, 0.0)) for s, limit in zip(steps, limits, strict=True)]
+    ratios = [s.largest / limit for s, limit in zip(steps, limits, strict=True)]
     first = next((i for i, r in enumerate(ratios) if not r <= 1), ratios.index(max(ratios)))
     at = steps[first]
     drift = (Drift("lowering", case.name, tuple(drifted(form, case, shown))), Drift("steps", case.name, tuple(steps)))
@@ -201,6 +206,41 @@ def _step_limit(step: Layer, form: Program, compute: torch.dtype) -> float:
     flips = any(n.name == step.node and rounds(n) for n in form.graph.nodes)
     limits = NORM_LIMITS if step.op in _NORMS else STEP_LIMITS
     return max(limits[compute], FLIP_LIMIT if flips else 0.0)
+
+
+def edges(program: Program, case: Case, found: Mapping[str, Tensor], names: set[str]) -> dict[str, float]:
+    """How far values that lie exactly on the edge of two codes move each of these steps, at most by `EDGE_MULTIPLE`.
+
+    A few values on the edge are in `FLIP_LIMIT`. Where a linear reads a table of integers, with nothing or a norm of
+    equal weights between, as many as one in ten may be: both then have few different values. Inputs are moved by
+    `EDGE`, which is what kernels compute scales to: only what lies on an edge changes its code.
+
+    Args:
+        found: the artifact's inner values.
+        names: of linears that round activations; others are left out.
+
+    Returns:
+        Node name -> relative error.
+    """
+    given = [n for n in program.graph.nodes if n.op == "placeholder"][-len(program.inputs) :]
+    read = {n.name: case.inputs[p.name] for n, p in zip(given, program.inputs, strict=True)}
+    nodes = {n.name: n for n in program.graph.nodes if n.name in names and rounds(n)}
+    sources = {n.args[0].name for n in nodes.values()}
+
+    def keep(node: fx.Node, value: Tensor) -> None:
+        if node.name in sources:
+            read[node.name] = found.get(node.name, value)
+
+    interpret(program, case.inputs, tap=keep, forced=found)
+    return {name: EDGE_MULTIPLE * _moved(program, node, read[node.args[0].name]) for name, node in nodes.items()}
+
+
+def _moved(program: Program, node: fx.Node, x: Tensor) -> float:
+    weights = program.weight_names()
+    given = [program.weights.read(weights[a.name]) if isinstance(a, fx.Node) else a for a in node.args[1:]]
+    truth, generator = torch.ops.planish.linear_q(x, *given), torch.Generator().manual_seed(0)
+    signs = (torch.randint(0, 2, x.shape, generator=generator) * 2 - 1 for _ in range(4))
+    return max(relative_error(torch.ops.planish.linear_q(x * (1 + EDGE * s), *given), truth) for s in signs)
 
 
 def flip_noise(program: Program) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from planish.exhausted import exhausted
 from planish.untraceable import first_line, place
@@ -31,24 +32,31 @@ def eager(model: nn.Module, cases: Sequence[Case], outputs: Sequence[str]) -> di
     results: dict[str, Outputs] = {}
     with torch.no_grad():
         for case in cases:
-            try:
+            with asking(model, case.inputs):
                 given = model(**case.inputs, return_dict=True)
-            except (IndexError, ValueError, RuntimeError) as problem:
-                if exhausted(problem):
-                    raise
-                raise _stops(model, case, problem) from problem
             results[case.name] = {o: given[o] for o in outputs}
     return results
 
 
-def _stops(model: nn.Module, case: Case, problem: Exception) -> PlanishError:
-    shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in case.inputs.items())
-    return PlanishError(
-        f"the original model stops at {shapes}: {first_line(problem)}",
-        place(problem) or type(model).__name__,
-        "its config promises what its weights do not have (positions, token ids): mend config.json; "
-        "or leave the checks out (--no-verify)",
-    )
+@contextmanager
+def asking(model: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """While the original model runs on these inputs.
+
+    Raises:
+        PlanishError: it stops; names what it was given, and the line.
+    """
+    try:
+        yield
+    except (IndexError, ValueError, RuntimeError) as problem:
+        if exhausted(problem):
+            raise
+        shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
+        raise PlanishError(
+            f"the original model stops at {shapes}: {first_line(problem)}",
+            place(problem) or type(model).__name__,
+            "its config promises what its weights do not have (positions, token ids): mend config.json; "
+            "or leave the checks out (--no-verify)",
+        ) from problem
 
 
 def run_program(program: Program, cases: Sequence[Case], compute: torch.dtype = torch.float32) -> dict[str, Outputs]:
