@@ -98,8 +98,9 @@ def test_everything_that_costs_counts() -> None:
     assert two.disk > base.disk
     assert two.seconds > base.seconds
     assert two.artifacts["directml"] < two.artifacts["onnxruntime"]  # scales of two bytes
-    plain = estimate(checkpoint, config, None, ["onnxruntime"])
+    plain = estimate(checkpoint, config, None, ["onnxruntime"], verify=False)
     assert plain.scratch == 0
+    assert estimate(checkpoint, config, None, ["onnxruntime"]).scratch == 400 * 49152 * 4  # what the original says
     assert plain.artifacts["onnxruntime"] == pytest.approx(538e6, rel=0.02)
     assert estimate(checkpoint, config, INT4, ["onnxruntime"], rounding="calibrated").seconds > base.seconds + 60
 
@@ -129,7 +130,7 @@ def test_weights_that_are_kept_cost_what_they_have_in_the_file() -> None:
     checkpoint, config = smollm()
     matrices = [key for key in list(checkpoint.keys()) if len(checkpoint.spec(key).shape) == 2]
     kept = dict.fromkeys(matrices, (WeightFormat(4, 32), 2))
-    found = estimate(checkpoint, config, None, ["onnxruntime"], kept=kept)
+    found = estimate(checkpoint, config, None, ["onnxruntime"], kept=kept, verify=False)
     weights = sum(checkpoint.spec(key).nbytes // 4 for key in matrices)
     tables = 8192 * 64 * 4  # of rotary positions
     assert found.artifacts["onnxruntime"] == pytest.approx(weights * (4 + 64 / 32) / 8 + tables, rel=0.01)

@@ -21,6 +21,8 @@ from planish.request import Request
 from planish.source import Source, open_source
 from planish.tasks import PROGRAMS, Task
 from planish.verdict import Failed, NotRun, Passed
+from planish.verify.decoding import PROMPT, DecoderExam
+from planish.verify.diverge import module_outputs
 from planish.verify.quality import held
 from planish_passes import pipeline
 from planish_passes.infra import run_passes
@@ -81,7 +83,8 @@ def opened(family: str, folder: Path) -> tuple[Source, list[tuple[Task, Program]
 
 
 def examiner(source: Source, **options: Any) -> Examiner:
-    return Examiner(Request(model=source.location, targets=("onnxruntime",), **options), find_recipe("float"), source)
+    request = Request(model=source.location, targets=("onnxruntime",), **options)
+    return Examiner(request, find_recipe("float"), source, source.folder / "original")
 
 
 def shifted(program: Program) -> Program:
@@ -101,7 +104,6 @@ def test_it_answers_once_and_leaves(family: str, loads: Loads, tmp_path: Path) -
         assert isinstance(exam.capture(shifted(program)), Failed)
     encoders = sum(task.metric != "tokens" for task, _ in programs)
     assert loads.count() == 1 + encoders  # again for the failure alone, to find its layer
-    give_back_memory()
     assert loads.left() == 0
 
 
@@ -139,6 +141,22 @@ def test_a_held_program_reads_each_weight_once(tmp_path: Path) -> None:
     for name in [*store, *store]:
         assert TensorSpec.of(once.weights.read(name)) == store.spec(name)
     assert sorted(reads) == sorted(store)
+
+
+def test_long_answers_lie_on_disk(tmp_path: Path) -> None:
+    source, programs = opened("llama", tmp_path)
+    (exam,) = examiner(source, verify=True).exams(programs)
+    assert isinstance(exam, DecoderExam)
+    model, prompt = source.reference(), exam.story[:, :PROMPT]
+    with torch.no_grad():
+        wanted = {"text": model(input_ids=exam.text).logits, "story": model(input_ids=exam.story).logits}
+    assert set(exam.truth) == set(wanted)
+    for name, tensor in wanted.items():
+        assert torch.equal(exam.truth[name], tensor)
+    inner = module_outputs(model, {"input_ids": prompt})
+    assert list(exam.inner) == list(inner)
+    assert all(torch.equal(a, b) for p in inner for a, b in zip(exam.inner[p], inner[p], strict=True))
+    assert not any(isinstance(t, torch.Tensor) for kept in (exam.truth, exam.inner) for t in vars(kept).values())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

@@ -173,7 +173,8 @@ class _Job:
         fused = [(task, *self._fused(task)) for task in reversed(self.tasks)]
         if self.request.verify:
             self.progress.stage("reference", "the original model, run by transformers")
-        exams = Examiner(self.request, self.recipe, self.source).exams([(t, f.program) for t, f, _ in fused])
+        examiner = Examiner(self.request, self.recipe, self.source, self.workdir / "original")
+        exams = examiner.exams([(t, f.program) for t, f, _ in fused])
         made = [
             _Traced(task, self._name(task), outcome, loaded, exam, exam.capture(outcome.program))
             for (task, outcome, loaded), exam in zip(fused, exams, strict=True)

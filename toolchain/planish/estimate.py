@@ -23,6 +23,7 @@ _IMPORTED = 450 * _MB  # torch, transformers and an exporter, before any model
 _PER_LAYER = 6 * _MB  # nodes of the graph, as torch and as ONNX
 _BLOCKS = 60 * _MB  # row blocks in work
 _SPARE = 64 * _MB  # of disk: tokenizer, graph, reports
+_ASKED = 400  # tokens whose logits, by the original, lie on disk until they are compared with
 _START, _PER_TRACED_LAYER, _PER_LOWERED_LAYER = 7.0, 0.45, 0.35  # CPU seconds
 _ROUNDED = {"nearest": 120e6, "search": 18e6, "calibrated": 1.7e6}  # weights per CPU second
 _WRITTEN = 500e6  # weights per CPU second and target
@@ -39,7 +40,7 @@ class Estimate:
 
     Args:
         memory: peak resident bytes. It does not depend on the number of weights, but when the original runs as well.
-        scratch: bytes of quantised weights that lie on disk while compiling.
+        scratch: bytes of quantised weights, and of the original's answers, that lie on disk while compiling.
         artifacts: target -> bytes.
         seconds: CPU seconds, without the checks of artifacts.
     """
@@ -91,6 +92,7 @@ def estimate(
     layers = _layers(config)
     tables = _rotary_tables(config)
     scratch = sum(_quantised(s, format, 4) for s in specs if _covered(s)) if format else 0
+    scratch += 4 * _ASKED * int(getattr(_text_config(config), "vocab_size", 0) or 0) if verify else 0
     seconds = _START + layers * (_PER_TRACED_LAYER + len(targets) * _PER_LOWERED_LAYER)
     seconds += len(targets) * weights / _WRITTEN + (weights / _ROUNDED[rounding] if format else 0)
     memory = _IMPORTED + layers * _PER_LAYER + _BLOCKS + 3 * tables + (4 * weights if verify else 0)

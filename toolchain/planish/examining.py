@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from planish.lower import source_length
 from planish.recipes import RecipeSpec
 from planish.request import Request
+from planish.shelved import Single, shelved
 from planish.source import Source
 from planish.tasks import PROGRAMS, Task
 from planish.tasks.generation import TOKENS
@@ -26,11 +29,16 @@ _TEXT = 256  # tokens that the quality of a language model is measured on
 
 @dataclass(frozen=True)
 class Examiner:
-    """What exams depend on, but for the programs."""
+    """What exams depend on, but for the programs.
+
+    Args:
+        folder: for answers; does not exist.
+    """
 
     request: Request
     recipe: RecipeSpec
     source: Source
+    folder: Path
 
     def exams(self, programs: Sequence[tuple[Task, Program]]) -> list[Exam]:
         """One for each program. The original is loaded by transformers, and gone when this returns."""
@@ -38,9 +46,20 @@ class Examiner:
             return [NoExam() for _ in programs]
         model = self.source.reference()
         made = [self._exam(model, task, program) for task, program in programs]
+        left = weakref.ref(model)
         del model
+        if left() is not None:
+            gc.collect()  # it holds itself
+        made = [self._shelved(exam, self.folder / task.entry) for exam, (task, _) in zip(made, programs, strict=True)]
         give_back_memory()
         return made
+
+    def _shelved(self, exam: Exam, folder: Path) -> Exam:
+        """Logits of whole texts are large, and are looked at once or twice: meanwhile they lie on disk."""
+        if not isinstance(exam, DecoderExam):
+            return exam
+        truth = shelved({name: [tensor] for name, tensor in exam.truth.items()}, folder / "truth.safetensors")
+        return replace(exam, truth=Single(truth), inner=shelved(exam.inner, folder / "inner.safetensors"))
 
     def _exam(self, model: nn.Module, task: Task, program: Program) -> Exam:
         source, gates, longest = self.source, self.request.gates, _longest(program)
@@ -74,7 +93,6 @@ class Examiner:
 
 def give_back_memory() -> None:
     """What was freed goes back to the system: glibc keeps it for later, and the peak would grow by it."""
-    gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
         if trim is not None:
