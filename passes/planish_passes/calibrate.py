@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from planish_passes.clusters import cluster_calibrated
-from planish_passes.gptq import Curvature, curvature, gptq
+from planish_passes.gptq import BLOCK, Curvature, curvature, gptq
 from planish_passes.ops import dequantize
 from planish_passes.palette import Palette, PaletteFormat
 from planish_passes.program import Program, op_name
@@ -35,6 +36,7 @@ def calibrate(
     *,
     damping: float = 0.01,
     compensation: float = 0.5,
+    shrinkage: float = 0.5,
 ) -> Iterator[tuple[str, Made]]:
     """Round the weights of linears by GPTQ, to integers or to palettes, and those of embeddings by search.
 
@@ -48,14 +50,14 @@ def calibrate(
             node runs, so the size of one batch bounds the memory of temporaries.
         formats: weight name -> format; other weights stay as they are. Names that no such call uses are ignored.
             Tables of embeddings have integers.
-        damping: see `curvature`.
+        damping, shrinkage: see `curvature`.
         compensation: share of the difference between the float model's and the rounded model's inputs of a linear that
             its weight makes up for. 0 runs the rounded model only: about half the time and memory.
 
     Raises:
         PlanishError: a group does not divide the input features, or activations are not finite.
     """
-    run = _Run(program, batches, formats, damping, compensation)
+    run = _Run(program, batches, formats, damping, compensation, shrinkage)
     for node in program.graph.nodes:
         if node in run.needed:
             with torch.no_grad():  # not while the caller has the turn
@@ -70,6 +72,7 @@ class _Run:
     formats: Mapping[str, Format]
     damping: float
     compensation: float
+    shrinkage: float
     # Node -> one value per batch as the rounded model computes it, and then, to compensate, as the float model does.
     values: dict[fx.Node, list[Any]] = field(default_factory=dict)
     moments: dict[fx.Node, Curvature] = field(default_factory=dict)
@@ -83,7 +86,11 @@ class _Run:
         self.uses: Counter[fx.Node] = Counter(a for n in self.needed for a in set(n.all_input_nodes))
         self.readers: Counter[fx.Node] = Counter(_input(n) for n in self.sites if op_name(n) == "aten.linear")
         self.left: Counter[str] = Counter(self._covered(n) or "" for n in self.sites)
-        self.heads = {self._covered(n) for n in self.sites if op_name(n) == "aten.linear"}
+        self.first: dict[str, fx.Node] = {}  # where each weight of a linear is used first
+        for node in self.sites:
+            if op_name(node) == "aten.linear":
+                self.first.setdefault(self._covered(node) or "", node)
+        self.count = len(self.batches) * (2 if self.compensation else 1)
         inputs = [n for n in self.program.graph.nodes if n.op == "placeholder" and n not in self.names]
         self.ports = {n: p.name for n, p in zip(inputs, self.program.inputs, strict=True)}
 
@@ -94,7 +101,7 @@ class _Run:
         name = self._covered(node)
         made = [] if name is None else self._round(node, name)
         if node.op == "placeholder":
-            self.values[node] = [_widen(b[self.ports[node]]) for b in self.batches] * (2 if self.compensation else 1)
+            self.values[node] = [_widen(b[self.ports[node]]) for b in self.batches] * (self.count // len(self.batches))
         elif self.uses[node]:  # the last linear is rounded, and not run
             self.values[node] = self._evaluate(node, name)
         for source in set(node.all_input_nodes):
@@ -109,9 +116,10 @@ class _Run:
 
     def _round(self, node: fx.Node, name: str) -> list[tuple[str, Made]]:
         linear, made = op_name(node) == "aten.linear", []
-        if name not in self.rounded and (linear or name not in self.heads):
-            self.rounded[name] = self._for_linear(node, name) if linear else search(*self._table(name))
-            made = [(name, self.rounded[name])]
+        if name not in self.rounded and (linear or name not in self.first):
+            fresh = self._for_linear(node, name) if linear else {name: search(*self._table(name))}
+            self.rounded |= fresh
+            made = list(fresh.items())
         if linear:
             source = _input(node)
             self.readers[source] -= 1
@@ -119,11 +127,31 @@ class _Run:
                 self.moments.pop(source, None)
         return made
 
-    def _for_linear(self, node: fx.Node, name: str) -> Made:
-        weight, format, inputs = self.program.weights.read(name), self.formats[name], self._curvature(node)
+    def _for_linear(self, node: fx.Node, name: str) -> dict[str, Made]:
+        """The weight, and others that are rounded in one go with it."""
+        format, inputs, read = self.formats[name], self._curvature(node), self.program.weights.read
         if isinstance(format, PaletteFormat):
-            return cluster_calibrated(weight, format, inputs)
-        return gptq(weight, inputs, format)
+            return {name: cluster_calibrated(read(name), format, inputs)}
+        names = self._alike(node, name)
+        weights = [read(n) for n in names]
+        made = gptq(torch.cat(weights), inputs, format)
+        rows = [len(w) for w in weights]
+        zeros = [None] * len(rows) if made.zero_points is None else made.zero_points.split(rows)
+        parts = zip(made.values.split(rows), made.scales.split(rows), zeros, strict=True)
+        return {n: Rounded(*part) for n, part in zip(names, parts, strict=True)}
+
+    def _alike(self, node: fx.Node, name: str) -> list[str]:
+        """This weight, and small ones of the same format that are multiplied with the same input."""
+        found, room = [name], BLOCK - self._size(name)
+        for other, first in self.first.items():
+            same = _input(first) is _input(node) and self.formats[other] == self.formats[name]
+            if same and other not in self.rounded and other != name and self._size(other) <= room:
+                found.append(other)
+                room -= self._size(other)
+        return found
+
+    def _size(self, name: str) -> int:
+        return prod(self.program.weights.spec(name).shape)
 
     def _table(self, name: str) -> tuple[Tensor, WeightFormat]:
         format = self.formats[name]
@@ -135,15 +163,15 @@ class _Run:
         if source not in self.moments:
             values = [v.reshape(-1, v.shape[-1]) for v in self.values[source]]
             given, wanted = values[: len(self.batches)], values[len(self.batches) :]
-            moment = _product(given, given)
-            drift = (_product(wanted, given) - moment) * self.compensation if wanted else None
-            self.moments[source] = curvature(moment, self.damping, drift)
+            drift = None
+            if wanted:
+                drift = _product([w - g for w, g in zip(wanted, given, strict=True)], given) * self.compensation
+            self.moments[source] = curvature(_squared(given), self.damping, drift, self.shrinkage)
         return self.moments[source]
 
     def _evaluate(self, node: fx.Node, name: str | None) -> list[Any]:
-        count = len(self.batches) * (2 if self.compensation else 1)
         if node.op == "get_attr":
-            return [getattr(self.program.exported.graph_module, str(node.target))] * count
+            return [getattr(self.program.exported.graph_module, str(node.target))] * self.count
         assert callable(node.target), node.format_node()
         if name is not None and op_name(node) == "aten.embedding":
             return self._look_up(node, name)
@@ -152,7 +180,7 @@ class _Run:
         if name is not None:
             rounded[node.args[1]] = _dense(self.rounded[name])
         results = []
-        for batch in range(count):
+        for batch in range(self.count):
             held = rounded if batch < len(self.batches) else weights
             args, kwargs = fx.node.map_arg(
                 (node.args, node.kwargs), lambda n, b=batch, w=held: w[n] if n in w else self.values[n][b]
@@ -193,6 +221,16 @@ def _input(node: fx.Node) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     return source
+
+
+def _squared(values: Sequence[Tensor]) -> Tensor:
+    """x^T x, and only what lies on and above the diagonal is computed."""
+    columns = values[0].shape[1]
+    total, step = torch.zeros(columns, columns), max(128, -(-columns // 6))
+    for start in range(0, columns, step):
+        for x in values:
+            total[start : start + step, start:].addmm_(x[:, start : start + step].t(), x[:, start:])
+    return total.triu_().add_(total.triu(1).t())
 
 
 def _product(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

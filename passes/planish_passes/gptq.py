@@ -9,7 +9,8 @@ towards the one that gives the float model's outputs from the drifted inputs ("G
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -17,12 +18,15 @@ import torch
 from torch import Tensor
 
 from planish_passes.errors import PlanishError
-from planish_passes.rounding import Grid, Rounded, cut, encode, least_error
+from planish_passes.rounding import SHARES, Grid, Rounded, cut, encode, least_error
 from planish_passes.weights import WeightFormat
 
 BLOCK = 1 << 21  # elements of a block of rows
 WIDTH = 128  # columns whose errors are passed on together, where one group is the whole row
 DOUBLE_UP_TO = 2048  # features: up to here factorisations are float64, beyond that their memory would be too much
+COARSE = (15 / 18, 15 / 16, 15 / 14.5)  # widths tried for up to 4 bits; a finer search makes nothing better there
+CACHED = 1 << 16  # elements whose grids are searched at a time
+SMALL = 128  # features; triangles up to here are inverted at once
 LEAST_DAMPING = 1e-6  # the first share that is tried after no damping at all
 
 
@@ -40,7 +44,7 @@ class Curvature(NamedTuple):
     shift: Tensor | None = None
 
 
-def curvature(moment: Tensor, damping: float = 0.01, drift: Tensor | None = None) -> Curvature:
+def curvature(moment: Tensor, damping: float = 0.01, drift: Tensor | None = None, shrinkage: float = 0.0) -> Curvature:
     """Prepare a second moment for `gptq`; linears that read the same input share the result.
 
     Args:
@@ -49,6 +53,9 @@ def curvature(moment: Tensor, damping: float = 0.01, drift: Tensor | None = None
             cannot be factorised.
         drift: [K, K], d^T x in the units of `moment`, where d is what the float model's inputs have more than x, times
             the share of the drift that weights shall make up for. None: no drift.
+        shrinkage: share of the correlations between features that is taken for chance ("A well-conditioned estimator
+            for large-dimensional covariance matrices", Ledoit and Wolf 2004, here towards the diagonal): calibration
+            text is short, and not what users write.
 
     Raises:
         PlanishError: the matrix holds NaN or infinite values, or is far from positive semi-definite.
@@ -59,6 +66,8 @@ def curvature(moment: Tensor, damping: float = 0.01, drift: Tensor | None = None
         raise _unusable("it holds NaN or infinite values")
     if mean == 0:  # no input ever differed from zero
         return Curvature(torch.eye(len(moment)), torch.ones(len(moment)))
+    if shrinkage:
+        wide = torch.where(torch.eye(len(wide), dtype=torch.bool), wide, wide * (1 - shrinkage))
     share = damping
     while share <= 1 and mean > 0:
         damped = wide.clone()
@@ -72,11 +81,34 @@ def curvature(moment: Tensor, damping: float = 0.01, drift: Tensor | None = None
 
 
 def _inverse_factor(moment: Tensor) -> Tensor | None:
-    lower, failed = torch.linalg.cholesky_ex(moment)
-    if failed:
-        return None
-    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-    return None if failed else upper.to(torch.float32)
+    """Upper triangular U with U^T U = moment^-1: the inverse of R in moment = R R^T."""
+    with one_thread():
+        lower, failed = torch.linalg.cholesky_ex(moment.flip(0, 1))
+        return None if failed else _inverse_of_upper(lower.flip(0, 1)).to(torch.float32)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For what several threads compute in another order than one: integers do not depend on the machine's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _inverse_of_upper(upper: Tensor) -> Tensor:
+    """By halves, so that nearly all of it is products of matrices."""
+    size = len(upper)
+    if size <= SMALL:
+        return torch.linalg.solve_triangular(upper, torch.eye(size, dtype=upper.dtype), upper=True)
+    half = size // 2
+    inverse = torch.zeros_like(upper)
+    inverse[:half, :half] = _inverse_of_upper(upper[:half, :half])
+    inverse[half:, half:] = _inverse_of_upper(upper[half:, half:])
+    inverse[:half, half:] = -inverse[:half, :half] @ upper[:half, half:] @ inverse[half:, half:]
+    return inverse
 
 
 def gptq(weight: Tensor, inputs: Curvature, format: WeightFormat) -> Rounded:
@@ -106,6 +138,14 @@ def gptq(weight: Tensor, inputs: Curvature, format: WeightFormat) -> Rounded:
     return Rounded(values, scales, None if format.symmetric else zeros)
 
 
+def _grid(members: Tensor, format: WeightFormat, importance: Tensor) -> Grid:
+    """The best grid of each column, some columns at a time: temporaries stay in the processor's cache."""
+    blocks = members.split(max(1, CACHED // len(members)), 1)
+    shares = COARSE if format.bits <= 4 else SHARES
+    grids = [least_error(block, format, importance, shares) for block in blocks]
+    return torch.cat([scales for scales, _ in grids]), torch.cat([zeros for _, zeros in grids])
+
+
 def _round_rows(block: Tensor, inputs: Curvature, format: WeightFormat) -> tuple[Tensor, Tensor, Tensor]:
     rows, groups, size = block.shape
     columns = groups * size
@@ -117,8 +157,7 @@ def _round_rows(block: Tensor, inputs: Curvature, format: WeightFormat) -> tuple
         group = start // size
         if start % size == 0:
             members = slice(start, start + size)
-            grid = least_error(rest[members].t().contiguous(), format, inputs.importance[members])
-            scales[group], zeros[group] = grid
+            scales[group], zeros[group] = _grid(rest[members], format, inputs.importance[members, None])
         factor = inputs.factor[start:stop, start:]
         nearest = partial(_nearest, (scales[group], zeros[group]), format)
         errors = carry_errors(rest[start:stop], codes[start:stop], factor, nearest)
@@ -128,8 +167,8 @@ def _round_rows(block: Tensor, inputs: Curvature, format: WeightFormat) -> tuple
 
 def _nearest(grid: Grid, format: WeightFormat, values: Tensor) -> tuple[Tensor, Tensor]:
     scales, zeros = grid
-    codes = encode(values[:, None], grid, format)[:, 0]
-    return codes, (codes - zeros) * scales
+    codes = encode(values, grid, format)
+    return codes, (codes - zeros).mul_(scales)
 
 
 def carry_errors(
@@ -147,11 +186,11 @@ def carry_errors(
         Errors [k, N], scaled for what follows behind these rows.
     """
     errors = torch.empty_like(rest)
-    for i in range(len(rest)):
-        codes[i], stored = nearest(rest[i])
-        torch.sub(rest[i], stored, out=errors[i])
-        errors[i] /= factor[i, i]
-        rest[i + 1 :].addr_(factor[i, i + 1 : len(rest)], errors[i], alpha=-1)
+    scales = factor.diagonal().tolist()
+    for i, (values, error) in enumerate(zip(rest.unbind(), errors.unbind(), strict=True)):
+        codes[i], stored = nearest(values)
+        torch.sub(values, stored, out=error).div_(scales[i])
+        rest[i + 1 :].addr_(factor[i, i + 1 : len(rest)], error, alpha=-1)
     return errors
 
 

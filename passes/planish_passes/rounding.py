@@ -8,7 +8,7 @@ same numbers. Scales of groups are bfloat16 values as well (8 significant bits):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from planish_passes.errors import PlanishError
 from planish_passes.weights import WeightFormat
 
-# Elements per row block: the temporaries of a block stay in the processor's cache. The result does not depend on it.
+# Elements per block: the temporaries of a block stay in the processor's cache. The result does not depend on it.
 BLOCK = 1 << 17
 # Widths that the search tries, as shares of the group's own width. Below 1 the largest values are clipped; 15/14, 15/13
 # ... find the grid of a 4-bit group that does not reach both ends of it.
@@ -42,7 +42,7 @@ class Rounded(NamedTuple):
 Grid = tuple[Tensor, Tensor]
 """Scales and zero points (both float32, whole numbers in the latter), one per group."""
 Fit = Callable[[Tensor, WeightFormat, Tensor | None], Grid]
-"""(groups [..., G, g], format, importance broadcastable to the groups or None) -> grid [..., G]."""
+"""(members of groups [g, ...], format, importance broadcastable to the members or None) -> grid [...]."""
 
 
 def round_to_nearest(weight: Tensor, format: WeightFormat) -> Rounded:
@@ -74,16 +74,16 @@ def search(weight: Tensor, format: WeightFormat, importance: Tensor | None = Non
     return _by_rows(weight, format, least_error, importance)
 
 
-def encode(groups: Tensor, grid: Grid, format: WeightFormat) -> Tensor:
-    """The nearest integers (ties to even) of groups [..., G, g], as float32."""
+def encode(members: Tensor, grid: Grid, format: WeightFormat) -> Tensor:
+    """The nearest integers (ties to even) of the members [g, ...] of groups [...], as float32."""
     scales, zeros = grid
     low, high = format.range
-    return torch.round(groups / scales[..., None]).add_(zeros[..., None]).clamp_(low, high)
+    return torch.round(members / scales).add_(zeros).clamp_(low, high)
 
 
-def full_range(groups: Tensor, format: WeightFormat, importance: Tensor | None = None) -> Grid:
+def full_range(members: Tensor, format: WeightFormat, importance: Tensor | None = None) -> Grid:
     """The smallest grid that clips nothing; zero stays representable."""
-    least, most = _ends(groups)
+    least, most = _ends(members)
     low, high = format.range
     if format.symmetric:
         scales = _half_up(torch.maximum(-least, most) / high, format)
@@ -92,14 +92,22 @@ def full_range(groups: Tensor, format: WeightFormat, importance: Tensor | None =
     return scales, torch.round(low - least / scales).clamp_(low, high)
 
 
-def least_error(groups: Tensor, format: WeightFormat, importance: Tensor | None = None) -> Grid:
-    """The best grid that the search finds for each group; see `search`."""
-    best = _Best(groups, format, importance)
-    best.consider(*full_range(groups, format))
-    least, most = _ends(groups)
+def least_error(
+    members: Tensor, format: WeightFormat, importance: Tensor | None = None, shares: Sequence[float] = SHARES
+) -> Grid:
+    """The best grid that the search finds for each group; see `search`.
+
+    Args:
+        members: [g, ...], one row per member, so that groups lie side by side in memory.
+        importance: [g, ...], broadcastable.
+        shares: widths that are tried, as shares of the group's own.
+    """
+    best = _Best(members, format, importance)
+    best.consider(*full_range(members, format))
+    least, most = _ends(members)
     low, high = format.range
     width = 2 * torch.maximum(-least, most) if format.symmetric else most - least
-    for share in SHARES:
+    for share in shares:
         scales = _half(width * (share / (high - low)), format)
         if format.symmetric:
             best.consider(scales, torch.zeros_like(scales))
@@ -114,19 +122,19 @@ def least_error(groups: Tensor, format: WeightFormat, importance: Tensor | None 
 class _Best:
     """The best grid so far, per group."""
 
-    def __init__(self, groups: Tensor, format: WeightFormat, importance: Tensor | None) -> None:
-        self.groups, self.format, self.importance = groups, format, importance
-        self.errors = groups.new_full(groups.shape[:-1], float("inf"))
+    def __init__(self, members: Tensor, format: WeightFormat, importance: Tensor | None) -> None:
+        self.members, self.format, self.importance = members, format, importance
+        self.errors = members.new_full(members.shape[1:], float("inf"))
         self.scales, self.zeros = torch.ones_like(self.errors), torch.zeros_like(self.errors)
 
     def consider(self, scales: Tensor, *zeros: Tensor) -> None:
         """Keep scales and one of the zero points where they are better."""
-        exact = self.groups / scales[..., None]
+        exact = self.members / scales
         nearest = torch.round(exact)
         low, high = self.format.range
         for zero in zeros:
-            error = torch.clamp(nearest, (low - zero)[..., None], (high - zero)[..., None]).sub_(exact)
-            errors = self._sum(error, error).mul_(scales * scales)
+            error = torch.clamp(nearest, low - zero, high - zero).sub_(exact)
+            errors = self._sum(error.square_()).mul_(scales * scales)
             better = errors < self.errors
             self.errors = torch.where(better, errors, self.errors)
             self.scales, self.zeros = (
@@ -135,15 +143,22 @@ class _Best:
 
     def least_squares(self) -> Tensor:
         """The scales that fit best to the integers of the best grid."""
-        codes = encode(self.groups, (self.scales, self.zeros), self.format).sub_(self.zeros[..., None])
-        products, squares = self._sum(codes, self.groups), self._sum(codes, codes)
+        codes = encode(self.members, (self.scales, self.zeros), self.format).sub_(self.zeros)
+        products, squares = self._sum(codes * self.members), self._sum(codes.square_())
         fitting = torch.where(squares > 0, products / squares.clamp(min=SMALLEST), self.scales)
         return _half(fitting, self.format)
 
-    def _sum(self, a: Tensor, b: Tensor) -> Tensor:
-        if self.importance is None:
-            return torch.linalg.vecdot(a, b)
-        return torch.linalg.vecdot(a * self.importance, b)
+    def _sum(self, terms: Tensor) -> Tensor:
+        """Of all members, weighted, in an order that depends on nothing but their number."""
+        if self.importance is not None:
+            terms.mul_(self.importance)
+        while len(terms) > 1:
+            half = len(terms) // 2
+            pairs = terms[:half] + terms[half : 2 * half]
+            if len(terms) % 2:
+                pairs[0] += terms[-1]
+            terms = pairs
+        return terms[0]
 
 
 def cut(weight: Tensor, format: WeightFormat) -> Tensor:
@@ -168,18 +183,18 @@ def _by_rows(weight: Tensor, format: WeightFormat, fit: Fit, importance: Tensor 
     groups = columns // format.group if format.group else 1
     values = torch.empty(rows, columns, dtype=torch.int8)
     scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups, dtype=torch.int8)
-    weighting = None if importance is None else importance.to(torch.float32).view(groups, -1)
+    weighting = None if importance is None else importance.to(torch.float32).view(groups, -1).t()[:, None]
     step = max(1, BLOCK // columns)
     for start in range(0, rows, step):
-        block = cut(weight[start : start + step], format)
-        grid = fit(block, format, weighting)
-        values[start : start + step] = encode(block, grid, format).view(-1, columns)
+        members = cut(weight[start : start + step], format).permute(2, 0, 1).contiguous()
+        grid = fit(members, format, weighting)
+        values[start : start + step] = encode(members, grid, format).permute(1, 2, 0).flatten(1)
         scales[start : start + step], zeros[start : start + step] = grid
     return Rounded(values, scales, None if format.symmetric else zeros)
 
 
-def _ends(groups: Tensor) -> tuple[Tensor, Tensor]:
-    least, most = groups.aminmax(dim=-1)
+def _ends(members: Tensor) -> tuple[Tensor, Tensor]:
+    least, most = members.aminmax(dim=0)
     if not bool((torch.isfinite(least) & torch.isfinite(most)).all()):
         raise PlanishError(
             "a weight holds NaN or infinite values", "the weight being quantised", "repair the checkpoint"

@@ -6,7 +6,7 @@ from planish_passes import gptq as module
 from planish_passes.errors import PlanishError
 from planish_passes.gptq import curvature, gptq
 from planish_passes.ops import dequantize
-from planish_passes.rounding import Rounded, round_to_nearest, search
+from planish_passes.rounding import SHARES, Rounded, round_to_nearest, search
 from planish_passes.weights import WeightFormat
 
 FORMATS = [
@@ -63,7 +63,8 @@ def test_outputs_are_much_closer_on_tokens_that_were_not_seen(format: WeightForm
     assert found < 0.5 * output_error(weight, round_to_nearest(weight, format), other)
 
 
-def test_without_correlation_it_is_the_weighted_search() -> None:
+def test_without_correlation_it_is_the_weighted_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "COARSE", SHARES)
     weight, sizes = weights(16, 96), torch.exp(torch.randn(96, generator=torch.Generator().manual_seed(3)))
     rounded = gptq(weight, curvature(torch.diag(sizes), damping=0), INT4)
     for part, expected in zip(rounded, search(weight, INT4, sizes), strict=True):
@@ -105,6 +106,26 @@ def test_drifted_inputs_give_the_wanted_outputs() -> None:
         errors.append(float((outputs - wanted @ weight.T).square().mean()))
     assert errors[2] < errors[1] < errors[0]
     assert errors[2] < 0.5 * errors[0]
+
+
+def test_correlations_of_a_short_text_are_not_believed() -> None:
+    """With fewer tokens than features the moment is full of chance; half of it helps, all of it harms."""
+    x = inputs(192, 4000)
+    weight, short, other = weights(48, 192), x[:160].T @ x[:160], x[2000:].T @ x[2000:]
+    found = [
+        output_error(weight, gptq(weight, curvature(short, shrinkage=share), INT4), other) for share in (0.0, 0.5, 1.0)
+    ]
+    assert found[1] < 0.9 * found[0]
+    assert found[1] < 0.9 * found[2]
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    x = torch.randn(1000, 300, generator=torch.Generator().manual_seed(5))
+    moment = x.T @ x
+    factor = curvature(moment, damping=0).factor.double()
+    assert torch.equal(factor, factor.triu())
+    one = torch.eye(300, dtype=torch.float64)
+    torch.testing.assert_close(factor.T @ factor @ moment.double(), one, rtol=0, atol=1e-5)
 
 
 def test_features_that_were_never_seen_keep_their_weights() -> None:

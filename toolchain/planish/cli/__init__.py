@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 
 
 def main() -> None:
     """Entry point of the `planish` script."""
     # Graphs are many long-lived objects: with the default threshold a tenth of a compile goes into looking at them.
     gc.set_threshold(100_000, 20, 20)
+    # Threads of torch that wait for each other shall sleep: most of a compile is one thread's work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from planish.cli.app import app
 
     app()
