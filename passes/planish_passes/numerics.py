@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from planish_passes.infra import PassResult
+from planish_passes.ops import ACTIVATIONS
 from planish_passes.program import Program, op_name
 from planish_passes.quantise import MINIMA
 
@@ -26,7 +27,8 @@ class RoundActivations:
     2. a linear that reads a GELU: `uint8_token_after_gelu`;
     3. any other: `int8_token_symmetric`.
 
-    `int8_by_block` rounds the inputs of weights in groups by the same groups, and those of other weights by role.
+    `int8_by_block` rounds the inputs of weights in groups, and of weights of less than 8 bits, by the same groups, and
+    those of other weights by role.
 
     `int8_by_cache` is `int8_token_pair` in programs with caches, in which an error is read again by every later token,
     and `int8_token_asymmetric` in others.
@@ -66,7 +68,10 @@ def role(node: fx.Node) -> str:
 def block(node: fx.Node) -> str:
     """The activation format of a kernel that rounds by the groups of its weight."""
     columns, groups = (node.args[i].meta["val"].shape[1] for i in (1, 2))  # type: ignore[union-attr]
-    return role(node) if groups == 1 else f"int8_block{columns // groups}"
+    rounded = f"int8_block{columns // groups}"
+    # Weights of 8 bits in rows have a kernel of their own; narrower ones never do, also where a row is one group.
+    whole = groups == 1 and (node.args[5] == 8 or rounded not in ACTIVATIONS)
+    return role(node) if whole else rounded
 
 
 def _readers(node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:

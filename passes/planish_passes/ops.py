@@ -130,7 +130,7 @@ def _blocks(x: Tensor, size: int) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
-    **{f"int8_block{n}": partial(_blocks, size=n) for n in (16, 32, 64, 128)},
+    **{f"int8_block{n}": partial(_blocks, size=n) for n in (16, 32, 64, 128, 256)},
     "int8_token_symmetric": _symmetric,
     "int8_token_residual": _residual,
     "uint8_token_after_gelu": _after_gelu,
@@ -151,7 +151,7 @@ def quantize_activations(x: Tensor, activations: str) -> Tensor:
             `int8_token_asymmetric`: the affine scheme of XNNPACK's dynamically quantised kernels, range [-128, 127];
             `int8_token_pair`: one step per token, of which no |x| has more than `PAIR_RANGE`, for the step is
             (sum (x / PAIR_RANGE)^4)^(1/4): what two int8 passes hold, one for 255 steps and one for single ones;
-            `int8_block16` ... `int8_block128`: one scale per token and block of that many channels, max / 127, as the
+            `int8_block16` ... `int8_block256`: one scale per token and block of that many channels, max / 127, as the
             kernels of 4-bit weights do with their own blocks;
             `none`: x itself.
     """

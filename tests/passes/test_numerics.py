@@ -8,8 +8,9 @@ from planish_passes import ops
 from planish_passes.canonicalise import Canonicalise
 from planish_passes.infra import run_passes
 from planish_passes.interpret import interpret
-from planish_passes.numerics import BY_CACHE, BY_ROLE, RoundActivations, RoundEpsilons, RoundWeights
+from planish_passes.numerics import BY_BLOCK, BY_CACHE, BY_ROLE, RoundActivations, RoundEpsilons, RoundWeights
 from planish_passes.quantise import MINIMA, Quantise
+from planish_passes.weights import WeightFormat
 
 
 def test_roles_of_the_linears_of_a_layer() -> None:
@@ -97,3 +98,20 @@ def test_epsilons_become_float16_numbers_and_never_nothing(epsilon: float, store
     assert torch.allclose(found, wanted, rtol=1e-5, atol=0)
     if epsilon != stored:
         assert not torch.allclose(found, norm(x), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("format", "rounded"),
+    [
+        (WeightFormat(4, 16), "int8_block16"),
+        (WeightFormat(4, 64), "int8_block64"),  # a row is one group
+        (WeightFormat(8, 16), "int8_block16"),
+        (WeightFormat(8), "int8_token_residual"),
+    ],
+)
+def test_blocks_are_the_groups_also_where_there_is_one(format: WeightFormat, rounded: str) -> None:
+    mlp = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.SiLU())
+    passes = [Canonicalise(), Quantise(format), RoundActivations(BY_BLOCK)]
+    program = run_passes(program_of(mlp, torch.randn(2, 64)), passes).program
+    (linear,) = [n for n in program.graph.nodes if n.op == "call_function" and "linear_q" in str(n.target)]
+    assert linear.args[6] == rounded
