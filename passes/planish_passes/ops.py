@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-BLOCK = 1 << 24  # elements that are floating point at a time, when a program runs with real weights
+BLOCK = 1 << 18  # elements that are floating point at a time, when a program runs with real weights: what a core caches
 PAIR_RANGE, PAIR_LEAST = 126 * 255, 1e-37  # of `int8_token_pair`: steps to the bound; what keeps zeros finite
 GELU_LOW = 0.1701  # GELU and its tanh form never fall below -0.17005
 

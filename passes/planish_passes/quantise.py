@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from planish_passes.infra import PassResult, Refusal
 from planish_passes.program import Program, add_weight, finish, op_name
 from planish_passes.rounding import round_to_nearest
-from planish_passes.weights import QuantizedTensor, TensorSpec, WeightFormat
+from planish_passes.weights import QuantizedTensor, TensorSpec, WeightFormat, WeightStore
 
 INT8 = WeightFormat(8)
 VALUES, SCALES, ZEROS, MINIMA = ".q_values", ".q_scales", ".q_zeros", ".q_minima"
@@ -225,10 +225,16 @@ def formats(program: Program) -> dict[str, WeightFormat]:
 
 def quantized(program: Program) -> dict[str, QuantizedTensor]:
     """The quantised weights of a program, by the name of the weight that they replace."""
-    found: dict[str, QuantizedTensor] = {}
-    for name, format in formats(program).items():
-        values, scales = program.weights.read(name + VALUES), program.weights.read(name + SCALES)
-        zeros = None if format.symmetric else program.weights.read(name + ZEROS)
-        minima = program.weights.read(name + MINIMA) if _has_minima(program, name) else None
-        found[name] = QuantizedTensor(values, scales, zeros, format, minima)
-    return found
+    store = program.weights
+    return {
+        name: quantized_rows(store, name, format, 0, store.spec(name + VALUES).shape[0])
+        for name, format in formats(program).items()
+    }
+
+
+def quantized_rows(store: WeightStore, name: str, format: WeightFormat, start: int, stop: int) -> QuantizedTensor:
+    """Rows [start, stop) of the quantised weight that takes the place of `name`."""
+    values, scales = (store.rows(name + part, start, stop) for part in (VALUES, SCALES))
+    zeros = None if format.symmetric else store.rows(name + ZEROS, start, stop)
+    minima = store.rows(name + MINIMA, start, stop) if name + MINIMA in store else None
+    return QuantizedTensor(values, scales, zeros, format, minima)

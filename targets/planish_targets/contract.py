@@ -148,12 +148,14 @@ class Runner:
         evidence: the grade that a successful run earns.
         device: what ran it, for people ("ONNX Runtime CPU", "MIL interpreter").
         compute: dtype that the runner rounds activations to, when it is finer than the target's own numerics.
+        several: it takes more than one pair of folders; what `planish_targets.serve` is the inside of does.
     """
 
     command: Sequence[str]
     evidence: Evidence
     device: str
     compute: torch.dtype | None = None
+    several: bool = False
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,20 @@ def decode(device: str, load: Callable[[Call], Model]) -> None:
         sys.exit(1)
 
 
+def greedy(model: Model, tokens: Sequence[int], count: int, longest: int, whole_prompts: bool) -> Tensor:
+    """The most probable continuation by a model with caches inside: int64 [up to `count`].
+
+    Args:
+        model: freshly opened.
+        tokens: the text so far.
+        count: tokens to write.
+        longest, whole_prompts: see `Session`.
+    """
+    asked = {"tokens": tokens, "stop": (), "seed": 0, "max_tokens": count, "temperature": 0, "top_p": 1}
+    events = answer(Session(model, (), longest, whole_prompts), asked)
+    return torch.tensor([event["token"] for event in events if "token" in event], dtype=torch.int64)
+
+
 def answer(session: Session, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The lines that answer one request."""
     text, stop = list(request["tokens"]), frozenset(request["stop"])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from support import FAMILIES, capture_family, feed
 from planish_passes import interpret as interpreter
 from planish_passes import pipeline
 from planish_passes.infra import run_passes
-from planish_passes.interpret import interpret
+from planish_passes.interpret import Run, interpret, interpret_all
 from planish_passes.settle import settle_quantised
 from planish_passes.weights import WeightFormat, WeightStore
 
@@ -68,3 +69,43 @@ def test_large_weights_are_read_in_rows_and_give_the_same(
     table = [n for n in read if "embed" in n and n.endswith("q_values")]
     assert len(table) == len(tokens.unique())  # and no row that is not asked for
     assert len(read) > 100
+
+
+def test_runs_that_go_together_give_what_each_gives_alone() -> None:
+    program = run_passes(fused("llama").program, pipeline.quantise(WeightFormat(4, 32, symmetric=False))).program
+    scales = {n: program.weights.read(n) * 1.01 for n in program.weights if n.endswith(".q_scales")}
+    given = [{"input_ids": prompt(1, n), "position_ids": torch.arange(n)[None], **empty(program, 1)} for n in (9, 4)]
+    runs = [
+        *(Run(inputs) for inputs in given),
+        Run(given[0], torch.float64),
+        Run(given[0], round_to=torch.float16),
+        Run(given[1], instead=scales),
+    ]
+    together = interpret_all(program, runs)
+    for run, found in zip(runs, together, strict=True):
+        assert all(torch.equal(value, interpret_all(program, [run])[0][name]) for name, value in found.items())
+    shaken = program.weights
+    for name, value in scales.items():
+        shaken = shaken.with_tensor(name, value)
+    assert torch.equal(together[4]["logits"], interpret(replace(program, weights=shaken), given[1])["logits"])
+    assert not torch.equal(together[4]["logits"], together[1]["logits"])
+
+
+def test_a_weight_is_read_once_for_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = run_passes(fused("llama").program, pipeline.quantise(WeightFormat(8))).program
+    given = {"input_ids": prompt(1, 5), "position_ids": torch.arange(5)[None], **empty(program, 1)}
+    names: list[str] = []
+    read = WeightStore.read
+    monkeypatch.setattr(WeightStore, "read", lambda self, name: names.append(name) or read(self, name))
+    interpret(program, given)
+    once = len(names)
+    interpret_all(program, [Run(given), Run({**given, "input_ids": given["input_ids"].flip(1)}, returns=("logits",))])
+    assert len(names) == 2 * once
+
+
+def test_what_is_not_returned_is_not_kept() -> None:
+    program = fused("llama").program
+    given = {"input_ids": prompt(1, 5), "position_ids": torch.arange(5)[None], **empty(program, 1)}
+    (found,) = interpret_all(program, [Run(given, returns=("logits",))])
+    assert set(found) == {"logits"}
+    assert torch.equal(found["logits"], interpret(program, given)["logits"])

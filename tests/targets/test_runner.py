@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,88 @@ def test_the_call_tells_what_to_run(artifact: Artifact, tmp_path: Path) -> None:
     call = json.loads(copy.read_text())
     assert call["protocol"] == runner.PROTOCOL
     assert (call["target"], call["entry"], call["threads"], call["taps"]) == ("echo", "model", 2, ["linear"])
+
+
+SERVED = """
+import os, sys, time
+from planish_targets.serve import serve
+from planish_passes.errors import PlanishError
+
+def load(call):
+    opened = []
+    def model(feed):
+        opened.append(1)
+        x = float(feed["x"].sum())
+        if x == -1: os.kill(os.getpid(), 11)
+        if x == -2: raise PlanishError("no", "here", "never")
+        if x == -3: time.sleep(60)
+        return {"y": feed["x"] + len(opened), "logits": feed["x"].reshape(1, 1, -1)}
+    return model
+
+serve("served", (), load)
+"""
+
+
+def calls(*values: float) -> list[runner.Call]:
+    return [runner.Call({"a": {"x": torch.full((1,), v)}}) for v in values]
+
+
+def served() -> Runner:
+    return Runner((sys.executable, "-c", SERVED), Evidence.EXECUTED, "served", several=True)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many calls each process was given."""
+    started: list[int] = []
+    execute = runner.execute
+
+    def counting(command: list[str], timeout: float, threads: int, *returned: Path) -> runner.Broke | None:
+        started.append(len(returned))
+        return execute(command, timeout, threads, *returned)
+
+    monkeypatch.setattr(runner, "execute", counting)
+    return started
+
+
+def test_several_calls_are_answered_by_one_process(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = counted(monkeypatch)
+    found = runner.run_all(served(), artifact, calls(1, 2))
+    assert [f.outputs["a"]["y"].item() for f in found if isinstance(f, runner.Ran)] == [2.0, 4.0]
+    assert started == [2]
+
+
+def test_caches_inside_are_empty_again_for_each_call(artifact: Artifact) -> None:
+    kept = replace(artifact, options={"context": 8})
+    found = runner.run_all(served(), kept, calls(1, 2))
+    assert [f.outputs["a"]["y"].item() for f in found if isinstance(f, runner.Ran)] == [2.0, 3.0]
+
+
+def test_a_crash_ends_one_call_and_the_others_go_on(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = counted(monkeypatch)
+    asked = [*calls(1, -1), replace(calls(2)[0], behind=True), *calls(3, -2, 4)]
+    found = runner.run_all(served(), artifact, asked, timeout=60)
+    reasons = [f.reason if isinstance(f, runner.Broke) else "" for f in found]
+    crash = "the runtime crashed with SIGSEGV"
+    assert reasons == ["", crash, crash, "", "no (here)", ""]
+    assert started == [6, 3]
+
+
+def test_a_call_that_hangs_is_stopped_and_the_others_go_on(artifact: Artifact) -> None:
+    found = runner.run_all(served(), artifact, calls(1, -3, 2), timeout=8)
+    assert [type(f) for f in found] == [runner.Ran, runner.Broke, runner.Ran]
+    assert isinstance(found[1], runner.Broke)
+    assert found[1].reason == "no result within 8 s; the process was stopped"
+
+
+def test_a_runner_that_shows_no_inner_values_does_not_compute_for_them(artifact: Artifact) -> None:
+    asked = [runner.Call({"a": {"x": torch.full((1,), -1.0)}}, taps=["linear"]), *calls(1)]
+    shown, _ = runner.run_all(served(), artifact, asked)
+    assert isinstance(shown, runner.Ran)
+    assert shown.outputs == {}
+
+
+def test_a_command_of_the_users_gets_one_call_at_a_time(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = counted(monkeypatch)
+    found = runner.run_all(python(ECHO), artifact, [runner.Call(CASES), runner.Call(CASES)])
+    assert all(isinstance(f, runner.Ran) for f in found)
+    assert started == [1, 1]

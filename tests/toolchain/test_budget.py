@@ -14,7 +14,7 @@ from planish.budget import Budget, spend
 from planish.compiled import Silent
 from planish.request import Request
 from planish.verdict import Failed
-from planish.verify.decoding import empty_cache, feed
+from planish.verify.logits import empty_cache, feed
 from planish_passes.errors import PlanishError
 from planish_passes.ops import dequantize
 from planish_passes.program import Program

@@ -15,13 +15,15 @@ from support import FAMILIES, random_model
 from torch import nn
 
 from planish.capture import capture
-from planish.examining import Examiner, give_back_memory
+from planish.examining import Examiner
+from planish.memory import give_back_memory
 from planish.recipes import find_recipe
 from planish.request import Request
 from planish.source import Source, open_source
 from planish.tasks import PROGRAMS, Task
 from planish.verdict import Failed, NotRun, Passed
-from planish.verify.decoding import PROMPT, DecoderExam
+from planish.verify.decoder_exam import DecoderExam
+from planish.verify.decoding import PROMPT
 from planish.verify.diverge import module_outputs
 from planish.verify.quality import held
 from planish_passes import pipeline

@@ -17,7 +17,7 @@ from planish.recipes import find_recipe
 from planish.request import Request
 from planish.source import Source
 from planish.tasks import Task
-from planish.verify.decoding import LOGITS, divergence
+from planish.verify.logits import LOGITS, divergence
 from planish_passes.errors import PlanishError
 from planish_passes.program import Program
 from planish_passes.quantise import Plan, Quantise

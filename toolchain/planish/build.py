@@ -14,11 +14,12 @@ from planish.capture import capture
 from planish.checkpoint import Loaded, check_finite
 from planish.compiled import Compiled, Progress, TargetResult, TensorBytes, nothing_ran
 from planish.estimate import check_room, estimate
-from planish.examining import Examiner, give_back_memory
+from planish.examining import Examiner
 from planish.generation_files import special_tokens
 from planish.keeping import check_kept, keep, stored_formats
 from planish.keeping import demand as demand_blocks
 from planish.lower import Shared, lower
+from planish.memory import give_back_memory
 from planish.quantising import checked, palette_rounding, palettise, quantise, rounding, weight_format
 from planish.recipes import RecipeSpec
 from planish.request import Request

@@ -11,7 +11,7 @@ from planish.source import Source
 from planish.tasks import Task
 from planish.tasks.calibration import calibration_texts, calibration_tokens
 from planish.tasks.text import load_tokenizer
-from planish.verify.decoding import empty_cache, feed
+from planish.verify.logits import empty_cache, feed
 from planish_passes.program import Program
 
 TOKENS, LENGTH = 2048, 512  # of calibration

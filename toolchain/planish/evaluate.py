@@ -15,7 +15,7 @@ from planish.compiled import Progress
 from planish.language import TASK, Language, Ready, ready
 from planish.source import open_source
 from planish.tasks.generation import SLOTS, TOKENS
-from planish.verify.decoding import LOGITS, divergence, top1
+from planish.verify.logits import LOGITS, divergence, top1
 from planish.verify.lowering import Execution
 from planish_passes.errors import PlanishError
 from planish_targets import registry

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from planish.lower import source_length
+from planish.memory import give_back_memory
 from planish.recipes import RecipeSpec
 from planish.request import Request
 from planish.shelved import Single, shelved
 from planish.source import Source
 from planish.tasks import PROGRAMS, Task
 from planish.tasks.generation import TOKENS
-from planish.verify.decoding import DecoderExam
+from planish.verify.decoder_exam import DecoderExam
 from planish.verify.exam import EncoderExam, Exam, NoExam
 from planish_passes.program import Program
 
@@ -89,14 +88,6 @@ class Examiner:
             return dict(sample)
         room = length - sample[TOKENS].shape[1]
         return {n: torch.nn.functional.pad(t[:, :length], (0, max(room, 0))) for n, t in sample.items()}
-
-
-def give_back_memory() -> None:
-    """What was freed goes back to the system: glibc keeps it for later, and the peak would grow by it."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
-        if trim is not None:
-            trim(0)
 
 
 def _longest(program: Program) -> int:

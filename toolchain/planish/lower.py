@@ -12,18 +12,22 @@ from planish.compiled import Progress, TargetResult
 from planish.exhausted import exhausted
 from planish.failures.postmortem import examine
 from planish.generation_files import add_generation_files
+from planish.memory import give_back_memory
 from planish.request import Gates, Request
 from planish.source import Source
 from planish.tasks import Task
 from planish.verdict import Drift, Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.attributes import check_attributes
-from planish.verify.decoding import opening
+from planish.verify.cases import Case
+from planish.verify.decoder_exam import opening
 from planish.verify.exam import OFF, Exam
-from planish.verify.lowering import Execution, check_lowering
+from planish.verify.lowering import Execution, Lowered, lowering, outside
 from planish.verify.ranges import audit
-from planish.verify.text_runner import check_text_runner
+from planish.verify.text_runner import text_runner
+from planish.verify.together import Steps, known, together
 from planish.verify.weights import check_integers, check_palettes
 from planish_passes import pipeline
+from planish_passes.bind import bind
 from planish_passes.errors import PlanishError
 from planish_passes.infra import Outcome, Pass, run_passes
 from planish_passes.palette import palettes
@@ -82,46 +86,98 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
         verdict = Failed("lower", Evidence.STRUCTURAL, reason)
         return TargetResult(name, None, (verdict,), refusal=examine(refusal, target.name))
     progress.stage(f"verify {name}")
+    give_back_memory()
+    made = _structure(shared, target, artifact, outcome, yardstick, numerics, name)
+    return _checked(shared, target, made, bind(full, shared.exam.given), yardstick, outcome.program, numerics)
+
+
+def _structure(
+    shared: Shared,
+    target: Target,
+    artifact: Artifact,
+    outcome: Outcome,
+    yardstick: Program,
+    numerics: Numerics,
+    name: str,
+) -> TargetResult:
+    """What is seen without running anything."""
     inside = {port for pair in yardstick.states for port in pair} if artifact.context else set()
     placement = target.placement(artifact)
-    made = TargetResult(
+    return TargetResult(
         name,
         artifact,
-        (*_inspected(shared, target, artifact, outcome.program, full, numerics), placed(placement, request.gates)),
+        (*_inspected(shared, target, artifact, outcome.program, numerics), placed(placement, shared.request.gates)),
         placement,
         shapes={p.name: p.shape for p in outcome.program.inputs if p.name not in inside},
         axes=outcome.program.axes,
         steps=outcome.steps,
     )
+
+
+def _checked(
+    shared: Shared,
+    target: Target,
+    made: TargetResult,
+    full: Program,
+    yardstick: Program,
+    form: Program,
+    numerics: Numerics,
+) -> TargetResult:
+    """The result with what programs and the artifact compute, asked together."""
+    request, artifact, key = shared.request, made.artifact, (numerics.weights, numerics.activations)
+    assert artifact is not None
+    # Targets with the same numerics share one yardstick, hence one answer.
+    quality = known(shared.quality[key]) if key in shared.quality else shared.exam.quality(full)
     if not request.verify:
-        return replace(made, verdicts=(*made.verdicts, NotRun("lowering", OFF)))
-    cases = shared.exam.cases(full, outcome.program, artifact)
+        (shared.quality[key],) = together([quality])
+        return replace(made, verdicts=(shared.quality[key], *made.verdicts, NotRun("lowering", OFF)))
+    drift = known(shared.drift[key]) if key in shared.drift else shared.exam.drift(full)
     execution = Execution(request.threads, request.timeout, request.runner)
-    lowered = check_lowering(
+    lowered = _lowering(shared, target, artifact, full, yardstick, form, numerics, execution)
+    running = shared.exam.running(target, artifact, full, execution, numerics)
+    text = known(tuple[Verdict, ...]())
+    if artifact.context and not shared.task.dependent:
+        files, ends = shared.source.tokenizer_files, shared.program.facts.get("eos_token_ids", ())
+        text = text_runner(target, artifact, files, ends, execution, request.gates.tokenizer)
+    # In the order in which artifacts are asked: the first call is timed, and its process's memory measured.
+    (cases, found), more, told, shared.quality[key], shared.drift[key] = together(
+        [lowered, running, text, quality, drift]
+    )
+    return replace(
+        made,
+        verdicts=(shared.quality[key], *made.verdicts, found.verdict, *more, *told),
+        latency=found.speed.medians() if found.speed else {},
+        latency_device=found.speed.device if found.speed else "",
+        speed=found.speed,
+        drift=(shared.drift[key], *found.drift),
+        golden_inputs={c.name: outside(artifact, yardstick, c.inputs) for c in cases},
+        golden_outputs=found.truth,
+    )
+
+
+def _lowering(
+    shared: Shared,
+    target: Target,
+    artifact: Artifact,
+    full: Program,
+    yardstick: Program,
+    form: Program,
+    numerics: Numerics,
+    execution: Execution,
+) -> Steps[tuple[list[Case], Lowered]]:
+    cases = yield from shared.exam.cases(full, form, artifact)
+    found = yield from lowering(
         target,
         artifact,
         yardstick,
-        outcome.program,
+        form,
         cases,
         recipe=shared.recipe,
         numerics=numerics,
         execution=execution,
-        multiple=request.gates.lowering,
+        multiple=shared.request.gates.lowering,
     )
-    more = shared.exam.running(target, artifact, full, execution, numerics)
-    if artifact.context and not shared.task.dependent:
-        files, ends = shared.source.tokenizer_files, shared.program.facts.get("eos_token_ids", ())
-        more += check_text_runner(target, artifact, files, ends, execution, request.gates.tokenizer)
-    return replace(
-        made,
-        verdicts=(*made.verdicts, lowered.verdict, *more),
-        latency=lowered.speed.medians() if lowered.speed else {},
-        latency_device=lowered.speed.device if lowered.speed else "",
-        speed=lowered.speed,
-        drift=(_drift(shared, full, numerics), *lowered.drift),
-        golden_inputs={c.name: {n: t for n, t in c.inputs.items() if n not in inside} for c in cases},
-        golden_outputs=lowered.truth,
-    )
+    return cases, found
 
 
 def _written(
@@ -155,12 +211,9 @@ def _written(
     return outcome, artifact
 
 
-def _inspected(
-    shared: Shared, target: Target, artifact: Artifact, form: Program, yardstick: Program, numerics: Numerics
-) -> list[Verdict]:
-    """Checks that run no artifact."""
-    request = shared.request
-    verdicts = [_quality(shared, yardstick, (numerics.weights, numerics.activations))]
+def _inspected(shared: Shared, target: Target, artifact: Artifact, form: Program, numerics: Numerics) -> list[Verdict]:
+    """Checks that compute nothing."""
+    request, verdicts = shared.request, list[Verdict]()
     if shared.recipe.bits and request.verify:
         verdicts.append(check_integers(shared.program, target, artifact))
     if request.verify and isinstance(target, ReadsPalettes) and (wanted := palettes(shared.program)):
@@ -226,20 +279,6 @@ def _sizes(shared: Shared, target: Target) -> dict[str, int] | None:
         wanted["sequence"] = min(wanted["sequence"], axes["sequence"][1])
     left = open_ones if request.dynamic or len(request.lengths) > 1 else frozenset()
     return {axis: wanted[axis] for axis in axes if axis not in left}
-
-
-def _quality(shared: Shared, yardstick: Program, key: tuple[torch.dtype, str]) -> Verdict:
-    # Targets with the same numerics share one yardstick, hence one answer.
-    if key not in shared.quality:
-        shared.quality[key] = shared.exam.quality(yardstick)
-    return shared.quality[key]
-
-
-def _drift(shared: Shared, yardstick: Program, numerics: Numerics) -> Drift:
-    key = (numerics.weights, numerics.activations)
-    if key not in shared.drift:
-        shared.drift[key] = shared.exam.drift(yardstick)
-    return shared.drift[key]
 
 
 def placed(placement: Placement, gates: Gates) -> Verdict:

@@ -96,7 +96,7 @@ class CoreAITarget:
         if reason := sdk.missing():
             return Unavailable(reason)
         command = (sys.executable, "-m", "planish_targets.coreai.run")
-        return Runner(command, Evidence.EXECUTED, "Core AI runtime of coreai-core (CPU)")
+        return Runner(command, Evidence.EXECUTED, "Core AI runtime of coreai-core (CPU)", several=True)
 
     def placement(self, artifact: Artifact) -> Placement:
         """Unknown for every operation."""

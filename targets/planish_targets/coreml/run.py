@@ -96,4 +96,4 @@ if __name__ == "__main__":
         sys.argv.remove("--native")
         serve("Core ML", ("coremltools", "torch"), load_native)
     else:
-        serve("MIL interpreter", ("coremltools", "torch"), load)
+        serve("MIL interpreter", ("coremltools", "torch"), load, shows=True)

@@ -107,9 +107,9 @@ class CoreMLTarget:
             return Unavailable("coremltools is not installed: pip install 'planish[coreml]'")
         command = (sys.executable, "-m", "planish_targets.coreml.run")
         if sys.platform == "darwin":
-            return Runner((*command, "--native"), Evidence.EXECUTED, "Core ML")
+            return Runner((*command, "--native"), Evidence.EXECUTED, "Core ML", several=True)
         finer = torch.float32 if artifact.options.get("precision", "fp32") == "fp32" else None
-        return Runner(command, Evidence.EMULATED, "MIL interpreter", finer)
+        return Runner(command, Evidence.EMULATED, "MIL interpreter", finer, several=True)
 
     def placement(self, artifact: Artifact) -> Placement:
         """Core ML's own plan on macOS, unknown elsewhere; and advice. See `planish_targets.coreml.advice`."""

@@ -43,4 +43,4 @@ def open_artifact(call: Call) -> Model:
 if __name__ == "__main__":
     on_device = provider() == DML
     device = "ONNX Runtime DirectML" if on_device else "ONNX Runtime CPU in the place of DirectML"
-    serve(device, (PACKAGE,) if on_device else ("onnxruntime",), open_artifact)
+    serve(device, (PACKAGE,) if on_device else ("onnxruntime",), open_artifact, shows=True)

@@ -124,9 +124,9 @@ class DirectMLTarget:
             return Unavailable("onnxruntime is not installed (pip install 'planish[directml]')")
         command = (sys.executable, "-m", "planish_targets.directml.run")
         if provider() == DML:
-            return Runner(command, Evidence.EXECUTED, "ONNX Runtime DirectML")
+            return Runner(command, Evidence.EXECUTED, "ONNX Runtime DirectML", several=True)
         device = "ONNX Runtime CPU in the place of DirectML"
-        return Runner(command, Evidence.EMULATED, device)
+        return Runner(command, Evidence.EMULATED, device, several=True)
 
     def placement(self, artifact: Artifact) -> Placement:
         """The static verdict on each node; nothing is run."""

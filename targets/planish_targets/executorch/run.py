@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -34,10 +35,9 @@ def load(call: Call) -> Model:
     dtypes = [getattr(torch, d) for d in _names(call, "input_dtypes")]
     skip_compiler()
     with quiet():
-        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
         from executorch.runtime import Runtime, Verification
 
-        _unsafe_reset_threadpool(call.threads)
+        use_threads(call.threads)
         if call.options.get("kernels"):
             more_kernels(call)
         try:
@@ -85,6 +85,14 @@ def prepare() -> None:
         from executorch.runtime import Runtime
 
         Runtime.get()
+
+
+@functools.cache
+def use_threads(count: int) -> None:
+    """Set the size of the runtime's pool of threads, once in a process."""
+    from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+    _unsafe_reset_threadpool(count)
 
 
 def more_kernels(call: Call) -> None:

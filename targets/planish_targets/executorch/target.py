@@ -134,7 +134,7 @@ class ExecutorchTarget:
         if missing:
             return Unavailable(missing)
         command = (sys.executable, "-m", "planish_targets.executorch.run")
-        return Runner(command, Evidence.EXECUTED, "ExecuTorch runtime (XNNPACK)")
+        return Runner(command, Evidence.EXECUTED, "ExecuTorch runtime (XNNPACK)", several=True)
 
     def text_runner(self, artifact: Artifact) -> Runner | Unavailable:
         """TextLLMRunner, by its binding for Python."""

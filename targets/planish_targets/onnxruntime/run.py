@@ -12,4 +12,4 @@ def load_cpu(call: Call) -> Model:
 
 
 if __name__ == "__main__":
-    serve("ONNX Runtime CPU", ("onnxruntime",), load_cpu)
+    serve("ONNX Runtime CPU", ("onnxruntime",), load_cpu, shows=True)

@@ -88,7 +88,7 @@ class OnnxRuntimeTarget:
         if find_spec("onnxruntime") is None:
             return Unavailable("onnxruntime is not installed (pip install 'planish[onnxruntime]')")
         command = (sys.executable, "-m", "planish_targets.onnxruntime.run")
-        return Runner(command, Evidence.EXECUTED, "ONNX Runtime CPU")
+        return Runner(command, Evidence.EXECUTED, "ONNX Runtime CPU", several=True)
 
     def placement(self, artifact: Artifact) -> Placement:
         """Every operator runs on the CPU provider, which is what this target is."""

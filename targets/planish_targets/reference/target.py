@@ -70,7 +70,8 @@ class ReferenceTarget:
 
     def runner(self, artifact: Artifact) -> Runner:
         """torch, in a process of its own."""
-        return Runner((sys.executable, "-m", "planish_targets.reference.run"), Evidence.EXECUTED, "torch CPU")
+        command = (sys.executable, "-m", "planish_targets.reference.run")
+        return Runner(command, Evidence.EXECUTED, "torch CPU", several=True)
 
     def placement(self, artifact: Artifact) -> Placement:
         """Everything runs in torch."""

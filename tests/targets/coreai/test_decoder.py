@@ -15,7 +15,8 @@ from decoders import fused, logits, prompt
 from torch import Tensor
 
 from planish.verdict import Failed, Passed
-from planish.verify.decoding import GENERATED, PARTS, check_decoding, late_case
+from planish.verify.decoder_exam import GENERATED
+from planish.verify.decoding import PARTS, check_decoding, late_case
 from planish.verify.lowering import Execution
 from planish_passes import pipeline
 from planish_passes.errors import PlanishError

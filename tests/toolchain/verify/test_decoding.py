@@ -14,19 +14,11 @@ from planish.recipes import find_recipe
 from planish.request import Gates
 from planish.tasks.generation import SLOTS, TOKENS
 from planish.verdict import Failed, Passed
-from planish.verify.decoding import (
-    PARTS,
-    DecoderExam,
-    check_decoding,
-    divergence,
-    empty_cache,
-    feed,
-    in_calls,
-    late_case,
-    one_call,
-    top1,
-)
+from planish.verify.decoder_exam import DecoderExam
+from planish.verify.decoding import PARTS, check_decoding, late_case
+from planish.verify.logits import divergence, empty_cache, feed, in_calls, one_call, top1
 from planish.verify.lowering import Execution
+from planish.verify.together import alone
 from planish_passes import pipeline
 from planish_passes.infra import run_passes
 from planish_passes.match import is_op
@@ -131,12 +123,12 @@ def test_exam_passes_the_model_and_fails_another() -> None:
     exam = DecoderExam.of(model, prompt(batch=1, length=30), 256, find_recipe("float"), Gates())
     program = fused("llama").program
     assert isinstance(exam.capture(program), Passed)
-    assert isinstance(exam.quality(program), Passed)
+    assert isinstance(alone(exam.quality(program)), Passed)
     wrong = another_base(program.copy())
     assert isinstance(exam.capture(wrong), Failed)
     strict = replace(exam, gates=Gates(divergence=1e-9))
-    assert isinstance(strict.quality(program), Passed)
-    assert isinstance(strict.quality(wrong), Failed)
+    assert isinstance(alone(strict.quality(program)), Passed)
+    assert isinstance(alone(strict.quality(wrong)), Failed)
 
 
 def test_calls_hold_what_the_program_takes() -> None:

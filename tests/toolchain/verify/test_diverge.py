@@ -3,7 +3,8 @@ from support import program_of
 from torch import nn
 
 from planish.verify.cases import Case
-from planish.verify.diverge import local_errors, relative_error
+from planish.verify.diverge import Layers, relative_error
+from planish_passes.interpret import interpret
 
 LOWEST = torch.finfo(torch.float32).min
 HALF_LOWEST = torch.finfo(torch.float16).min
@@ -37,7 +38,9 @@ def test_steps_below_what_float16_has_digits_for() -> None:
     (node,) = [n.name for n in program.graph.nodes if n.op == "call_function"]
 
     def error(x: torch.Tensor, found: torch.Tensor, compute: torch.dtype) -> float:
-        (step,) = local_errors(program, Case("c", {"x0": x}), {node: found}, compute)
+        layers = Layers(Case("c", {"x0": x}), {node: found}, compute)
+        interpret(program, {"x0": x}, tap=layers.tap, forced={node: found})
+        (step,) = layers.found
         return step.largest
 
     tiny = torch.tensor([3.0e-7, 1.0e-7, 0.0, 0.0])  # twice that lies between float16 numbers

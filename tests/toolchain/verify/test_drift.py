@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from planish.verdict import Layer
 from planish.verify.cases import Case
-from planish.verify.diverge import apart, drifted, local_errors, module_outputs
+from planish.verify.diverge import Layers, apart, module_outputs
 from planish.verify.drift import from_model
+from planish.verify.together import alone
 from planish_passes.interpret import interpret
 from planish_passes.program import Program
 
@@ -50,25 +51,26 @@ def by_module(layers: tuple[Layer, ...]) -> dict[str, float]:
 
 
 def test_an_equal_program_does_not_drift(program: Program, model: nn.Module) -> None:
-    found = from_model(program, module_outputs(model, CASE.inputs), CASE)
+    found = alone(from_model(program, module_outputs(model, CASE.inputs), CASE))
     assert (found.of, found.case, found.reason) == ("quantisation", "a", "")
     assert [layer.module for layer in found.layers] == ["first", "second"]
     assert all(layer.largest < 1e-6 for layer in found.layers)
 
 
 def test_a_spoilt_layer_shows_from_there_on(program: Program, model: nn.Module) -> None:
-    found = by_module(from_model(spoilt(program, "second.weight"), module_outputs(model, CASE.inputs), CASE).layers)
+    steps = from_model(spoilt(program, "second.weight"), module_outputs(model, CASE.inputs), CASE)
+    found = by_module(alone(steps).layers)
     assert found["first"] < 1e-6
     assert found["second"] > 0.1
 
 
 def test_a_model_that_a_task_wrapped_is_looked_through(program: Program, model: nn.Module) -> None:
     truth = {f"model.{path}": values for path, values in module_outputs(model, CASE.inputs).items()}
-    assert len(from_model(program, truth, CASE).layers) == 2
+    assert len(alone(from_model(program, truth, CASE)).layers) == 2
 
 
 def test_no_counterpart_is_told(program: Program) -> None:
-    found = from_model(program, {"other": [torch.zeros(2, 4)]}, CASE)
+    found = alone(from_model(program, {"other": [torch.zeros(2, 4)]}, CASE))
     assert found.layers == ()
     assert "counterpart" in found.reason
 
@@ -80,7 +82,10 @@ def test_errors_add_up_in_the_drift_and_not_in_the_steps(program: Program) -> No
         shown[node.name] = value
 
     interpret(spoilt(program, "first.weight"), CASE.inputs, tap=tap)
-    steps, drift = (by_module(tuple(f(program, CASE, shown))) for f in (local_errors, drifted))
+    found = Layers(CASE, shown), Layers(CASE, shown)
+    interpret(program, CASE.inputs, tap=found[0].tap, forced=shown)
+    interpret(program, CASE.inputs, tap=found[1].tap)
+    steps, drift = (by_module(tuple(layers.found)) for layers in found)
     assert steps["first"] > 0.1
     assert steps["second"] < 1e-6  # given what it was given, it is right
     assert drift["second"] > 0.05

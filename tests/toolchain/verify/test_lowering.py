@@ -38,13 +38,16 @@ def judged(program: Program, monkeypatch: pytest.MonkeyPatch, into: Path, *, bre
 def lowered(program: Program, monkeypatch: pytest.MonkeyPatch, into: Path, *, breaks: bool, error: float) -> Lowered:
     """The verdict on an artifact that is `error` off; asked for inner values, the runner `breaks` or shows none."""
 
-    def run(command: Any, artifact: Artifact, feeds: Any, **options: Any) -> runner.Ran | runner.Broke:
-        if breaks and options.get("taps"):
+    def answer(call: runner.Call) -> runner.Ran | runner.Broke:
+        if breaks and call.taps:
             return runner.Broke("out of memory")
-        outputs = {c: {k: t + error for k, t in interpret(program, given).items()} for c, given in feeds.items()}
+        outputs = {c: {k: t + error for k, t in interpret(program, given).items()} for c, given in call.cases.items()}
         return runner.Ran(outputs, {}, Evidence.EXECUTED)
 
-    monkeypatch.setattr("planish.verify.lowering.protocol.run", run)
+    def run_all(command: Any, artifact: Artifact, calls: Any, **options: Any) -> list[runner.Ran | runner.Broke]:
+        return [answer(call) for call in calls]
+
+    monkeypatch.setattr("planish.verify.together.protocol.run_all", run_all)
     target = registry.find("reference")
     artifact = target.lower(program, into, FLOAT)
     return check_lowering(

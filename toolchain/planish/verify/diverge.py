@@ -69,21 +69,30 @@ def against_model(program: Program, model: nn.Module, case: Case, limit: float) 
 
 
 def beside(program: Program, truth: Mapping[str, Sequence[Tensor]], case: Case) -> list[tuple[fx.Node, Tensor, Tensor]]:
+    """The pairs of `Beside`, over one run."""
+    pairs = Beside(truth, case)
+    interpret(program, case.inputs, tap=pairs.tap)
+    return pairs.found
+
+
+class Beside:
     """(node, the program's value, the model's) of every composite whose module path is in `truth`; what was merged with
-    others (packed linears) has no counterpart and is left out."""
-    pairs: list[tuple[fx.Node, Tensor, Tensor]] = []
-    seen: dict[str, int] = {}
+    others (packed linears) has no counterpart and is left out. Filled by a run of the case that `tap` looks at."""
 
-    def tap(node: fx.Node, value: Tensor) -> None:
+    def __init__(self, truth: Mapping[str, Sequence[Tensor]], case: Case) -> None:
+        self.found: list[tuple[fx.Node, Tensor, Tensor]] = []
+        self._truth, self._case = truth, case
+        self._seen: dict[str, int] = {}
+
+    def tap(self, node: fx.Node, value: Tensor) -> None:
+        """See `Run.tap`."""
         path = module_path(node)
-        if path in truth and op_name(node) in COMPOSITES:
-            number = seen.get(path, 0)
-            seen[path] = number + 1
-            if number < len(truth[path]) and truth[path][number].shape == value.shape:
-                pairs.append((node, valid(value, case), valid(truth[path][number], case)))
-
-    interpret(program, case.inputs, tap=tap)
-    return pairs
+        if path in self._truth and op_name(node) in COMPOSITES:
+            number = self._seen.get(path, 0)
+            self._seen[path] = number + 1
+            told = self._truth[path]
+            if number < len(told) and told[number].shape == value.shape:
+                self.found.append((node, valid(value, self._case), valid(told[number], self._case)))
 
 
 def module_outputs(model: nn.Module, inputs: Mapping[str, Tensor], **options: Any) -> dict[str, list[Tensor]]:
@@ -111,42 +120,25 @@ class _Collector:
             self.outputs.setdefault(self.path, []).append(output.detach().clone())
 
 
-def local_errors(
-    program: Program, case: Case, found: Mapping[str, Tensor], compute: torch.dtype = torch.float32
-) -> list[Layer]:
-    """Error of each tapped value given the artifact's own inputs to it, in execution order.
-
-    The program runs on, step by step, from the artifact's values, so that errors do not add up and each step can be
-    held to a tight limit.
+class Layers:
+    """Error of each tapped value of an artifact against the program's, in execution order. Filled by a run of the case
+    that `tap` looks at.
 
     Args:
         compute: what the artifact computes in. Below float16's smallest normal number (6.1e-5) its digits dwindle, and
             some processors take such numbers for 0: values that are smaller than that altogether are held to it.
     """
-    least = torch.finfo(compute).smallest_normal if compute == torch.float16 else _LEAST
-    return _apart(program, case, found, found, least)
 
+    def __init__(self, case: Case, shown: Mapping[str, Tensor], compute: torch.dtype = torch.float32) -> None:
+        self.found: list[Layer] = []
+        self._case, self._shown = case, shown
+        self._least = torch.finfo(compute).smallest_normal if compute == torch.float16 else _LEAST
 
-def drifted(program: Program, case: Case, found: Mapping[str, Tensor]) -> list[Layer]:
-    """Error of each tapped value of an artifact against the program's own, which add up, in execution order."""
-    return _apart(program, case, found, {})
-
-
-def _apart(
-    program: Program,
-    case: Case,
-    found: Mapping[str, Tensor],
-    forced: Mapping[str, Tensor],
-    least: float = _LEAST,
-) -> list[Layer]:
-    layers: list[Layer] = []
-
-    def tap(node: fx.Node, value: Tensor) -> None:
-        if node.name in found:
-            layers.append(apart(node, valid(found[node.name], case), valid(value, case), least))
-
-    interpret(program, case.inputs, tap=tap, forced=forced)
-    return layers
+    def tap(self, node: fx.Node, value: Tensor) -> None:
+        """See `Run.tap`."""
+        if node.name in self._shown:
+            shown, own = valid(self._shown[node.name], self._case), valid(value, self._case)
+            self.found.append(apart(node, shown, own, self._least))
 
 
 def against_taps(program: Program, case: Case, found: Mapping[str, Tensor], limit: float) -> Divergence | None:

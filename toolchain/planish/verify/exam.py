@@ -18,6 +18,7 @@ from planish.verify.diverge import module_outputs
 from planish.verify.drift import from_model
 from planish.verify.lowering import Execution
 from planish.verify.quality import check_capture, check_quality, eager
+from planish.verify.together import Steps, known
 from planish_passes.program import Program
 from planish_targets.contract import Artifact, Numerics, Target
 
@@ -25,7 +26,7 @@ OFF = "checks are switched off (--no-verify)"
 
 
 class Exam(Protocol):
-    """Checks of one model; the original's answers are computed once."""
+    """Checks of one model; the original's answers are computed once. Most are steps for `together`."""
 
     @property
     def given(self) -> Mapping[str, Tensor]:
@@ -36,21 +37,21 @@ class Exam(Protocol):
         """The float program against the original model."""
         ...
 
-    def quality(self, yardstick: Program) -> Verdict:
+    def quality(self, yardstick: Program) -> Steps[Verdict]:
         """A target's yardstick against the original model."""
         ...
 
-    def drift(self, yardstick: Program) -> Drift:
+    def drift(self, yardstick: Program) -> Steps[Drift]:
         """How far the yardstick's inner values are from the original model's."""
         ...
 
-    def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> list[Case]:
+    def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> Steps[list[Case]]:
         """Inputs for an artifact of this form, against the yardstick; they become the golden inputs."""
         ...
 
     def running(
         self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, numerics: Numerics
-    ) -> tuple[Verdict, ...]:
+    ) -> Steps[tuple[Verdict, ...]]:
         """Checks that need more than independent calls."""
         ...
 
@@ -91,7 +92,7 @@ class EncoderExam:
         cases = self._edges(program) if program.axes else self._all(program)
         return check_capture(program, self.original, cases, self.edges, self.gates.capture)
 
-    def quality(self, yardstick: Program) -> Verdict:
+    def quality(self, yardstick: Program) -> Steps[Verdict]:
         """See Exam."""
         cases = self._all(yardstick)
         return check_quality(
@@ -104,7 +105,7 @@ class EncoderExam:
             agree=self.recipe.agreement if self.gates.agreement is None else self.gates.agreement,
         )
 
-    def drift(self, yardstick: Program) -> Drift:
+    def drift(self, yardstick: Program) -> Steps[Drift]:
         """On the shortest of the inputs that the quality is measured on."""
         return from_model(yardstick, self.inner, _shortest(self._all(yardstick)))
 
@@ -116,20 +117,20 @@ class EncoderExam:
             return batches(self.samples, program.inputs, self.pad)
         return fixed_cases(self.samples, program.inputs, self.pad, limit=16)
 
-    def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> list[Case]:
+    def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> Steps[list[Case]]:
         """See Exam."""
         if form.axes and (lengths := artifact.options.get("lengths")):
             assert isinstance(lengths, (tuple, list))
-            return named_cases(self.samples, form.inputs, self.pad, [int(n) for n in lengths])
+            return known(named_cases(self.samples, form.inputs, self.pad, [int(n) for n in lengths]))
         if form.axes:
-            return edge_cases(self.samples, form.inputs, self.pad, form.axes.get("sequence", (0, 0))[1])
-        return fixed_cases(self.samples, form.inputs, self.pad)
+            return known(edge_cases(self.samples, form.inputs, self.pad, form.axes.get("sequence", (0, 0))[1]))
+        return known(fixed_cases(self.samples, form.inputs, self.pad))
 
     def running(
         self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, numerics: Numerics
-    ) -> tuple[Verdict, ...]:
+    ) -> Steps[tuple[Verdict, ...]]:
         """Nothing more: every call stands alone."""
-        return ()
+        return known(())
 
 
 def _shortest(cases: Sequence[Case]) -> Case:
@@ -147,20 +148,20 @@ class NoExam:
         """Not run."""
         return NotRun("capture", self.reason)
 
-    def quality(self, yardstick: Program) -> Verdict:
+    def quality(self, yardstick: Program) -> Steps[Verdict]:
         """Not run."""
-        return NotRun("quality", self.reason)
+        return known(NotRun("quality", self.reason))
 
-    def drift(self, yardstick: Program) -> Drift:
+    def drift(self, yardstick: Program) -> Steps[Drift]:
         """Not measured."""
-        return Drift("quantisation", reason=self.reason)
+        return known(Drift("quantisation", reason=self.reason))
 
-    def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> list[Case]:
+    def cases(self, yardstick: Program, form: Program, artifact: Artifact) -> Steps[list[Case]]:
         """None."""
-        return []
+        return known([])
 
     def running(
         self, target: Target, artifact: Artifact, yardstick: Program, execution: Execution, numerics: Numerics
-    ) -> tuple[Verdict, ...]:
+    ) -> Steps[tuple[Verdict, ...]]:
         """None."""
-        return ()
+        return known(())

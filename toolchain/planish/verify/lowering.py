@@ -15,10 +15,10 @@ from planish.speed import Speed, measured
 from planish.verdict import Divergence, Drift, Failed, Layer, Metric, NotRun, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.compare import Outputs, worst
-from planish.verify.diverge import against_taps, drifted, local_errors, relative_error
-from planish.verify.quality import run_program
+from planish.verify.diverge import Layers, against_taps, relative_error
+from planish.verify.together import Steps, alone, asked, walked
 from planish_passes.errors import PlanishError
-from planish_passes.interpret import interpret
+from planish_passes.interpret import Run, interpret
 from planish_passes.program import Program, op_name
 from planish_passes.taps import tap_points, with_taps
 from planish_targets import runner as protocol
@@ -69,17 +69,34 @@ class Lowered:
     drift: tuple[Drift, ...] = ()
 
 
-def noise(program: Program, cases: Sequence[Case], truth: Mapping[str, Outputs], compute: torch.dtype) -> float:
-    """Relative rounding noise of the program itself, the larger of float32 against float64 and, for a coarser
-    `compute`, of rounding every intermediate value to it."""
-    cases = [c for c in cases if c.name != "longest"] or cases  # float64 is slow, and shorter inputs show the noise
-    exact = run_program(program, cases, torch.float64)
+def noise(
+    cases: Sequence[Case],
+    truth: Mapping[str, Outputs],
+    exact: Mapping[str, Outputs],
+    rounded: Mapping[str, Outputs],
+    compute: torch.dtype,
+) -> float:
+    """Relative rounding noise of a program, the larger of float32 against float64 and, for a coarser `compute`, of
+    rounding every intermediate value to it.
+
+    Args:
+        cases: what it is measured on.
+        truth, exact, rounded: the program's outputs in float32, in float64, and with rounded values ({}: not coarser).
+    """
     exact = {case: {n: t for n, t in told.items() if n in truth[case]} for case, told in exact.items()}
     level = max(worst(cases, truth, exact, "relative").value, FLOORS[torch.float32])
-    if compute == torch.float32:
-        return level
-    rounded = {c.name: interpret(program, c.inputs, round_to=compute) for c in cases}
-    return max(level, worst(cases, rounded, truth, "relative").value, FLOORS[compute])
+    return max(level, worst(cases, rounded, truth, "relative").value, FLOORS[compute]) if rounded else level
+
+
+def outside(artifact: Artifact, program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What an artifact is given of a program's inputs: not the caches that it has inside."""
+    hidden = inside(artifact, program)
+    return {name: tensor for name, tensor in inputs.items() if name not in hidden}
+
+
+def inside(artifact: Artifact, program: Program) -> set[str]:
+    """Inputs and outputs of a program that an artifact keeps to itself."""
+    return {port for pair in program.states for port in pair} if artifact.context else set()
 
 
 def check_lowering(
@@ -94,6 +111,34 @@ def check_lowering(
     execution: Execution,
     multiple: float | None = None,
 ) -> Lowered:
+    """`lowering`, asked alone."""
+    return alone(
+        lowering(
+            target,
+            artifact,
+            yardstick,
+            form,
+            cases,
+            recipe=recipe,
+            numerics=numerics,
+            execution=execution,
+            multiple=multiple,
+        )
+    )
+
+
+def lowering(
+    target: Target,
+    artifact: Artifact,
+    yardstick: Program,
+    form: Program,
+    cases: Sequence[Case],
+    *,
+    recipe: Recipe,
+    numerics: Numerics,
+    execution: Execution,
+    multiple: float | None = None,
+) -> Steps[Lowered]:
     """Run the artifact and compare.
 
     Args:
@@ -101,16 +146,19 @@ def check_lowering(
         form: the program that was lowered; on failure it is lowered again with taps to find the first bad layer.
         multiple: allowed error in multiples of the noise (default `NOISE_MULTIPLE`).
     """
-    truth = run_program(yardstick, cases)
-    if artifact.context:
-        inside = {outer for outer, _ in yardstick.states}
-        truth = {case: {n: t for n, t in told.items() if n not in inside} for case, told in truth.items()}
     runner = execution.runner(target, artifact)
     if isinstance(runner, Unavailable):
+        truth, _ = yield from _truth(artifact, yardstick, cases, None)
         return Lowered(NotRun("lowering", runner.reason), truth)
-    repeat = 5 if runner.evidence is Evidence.EXECUTED else 1
-    feeds = {c.name: c.inputs for c in cases}
-    ran = protocol.run(runner, artifact, feeds, repeat=repeat, threads=execution.threads, timeout=execution.timeout)
+    compute = runner.compute or numerics.compute
+    truth, level = yield from _truth(artifact, yardstick, cases, compute)
+    feeds = {c.name: outside(artifact, yardstick, c.inputs) for c in cases}
+    short, names = _shortest_padded(cases, form), [n.name for n in tap_points(form)]
+    calls = [
+        protocol.Call(feeds, repeat=5 if runner.evidence is Evidence.EXECUTED else 1),
+        protocol.Call({short.name: outside(artifact, form, short.inputs)}, taps=names, behind=True),
+    ]
+    ran, shown = yield from asked(runner, artifact, calls, execution.threads, execution.timeout)
     if isinstance(ran, protocol.Broke):
         return Lowered(Failed("lowering", runner.evidence, ran.reason, (), runner.device), truth)
     device = str(ran.device.get("device", runner.device))
@@ -119,7 +167,6 @@ def check_lowering(
     if missing:
         reason = f"the runner did not return {', '.join(sorted(set(missing)))}"
         return Lowered(Failed("lowering", ran.evidence, reason, (), device), truth, speed)
-    level = noise(yardstick, cases, truth, runner.compute or numerics.compute)
     relative, absolute = (worst(cases, ran.outputs, truth, kind) for kind in ("relative", "max_abs"))
     if numerics.weights == torch.float16:
         level = max(level, HALF_STORED)
@@ -133,8 +180,8 @@ def check_lowering(
         Metric("cosine", rows.value, case=rows.case),
         Metric("noise", level),
     )
-    case, short = next(c for c in cases if c.name == relative.case), _shortest_padded(cases, form)
-    local = _local(runner, artifact, form, short, execution, runner.compute or numerics.compute)
+    case = next(c for c in cases if c.name == relative.case)
+    local = yield from _local(shown, names, form, short, compute)
     remark = ""
     drift: tuple[Drift, ...] = (Drift("lowering", reason="this runner shows no inner values"),)
     if isinstance(local, protocol.Broke):
@@ -157,11 +204,28 @@ def check_lowering(
     return Lowered(Failed("lowering", ran.evidence, reason, metrics, device, diverged), truth, speed, drift)
 
 
+def _truth(
+    artifact: Artifact, yardstick: Program, cases: Sequence[Case], compute: torch.dtype | None
+) -> Steps[tuple[Mapping[str, Outputs], float]]:
+    """The yardstick's outputs by case, without caches that the artifact has inside, and the noise of `compute`; 0 where
+    that is None."""
+    # float64 is slow, and shorter inputs show the noise
+    shorter = [] if compute is None else [c for c in cases if c.name != "longest"] or list(cases)
+    coarse = [] if compute in (None, torch.float32) else shorter
+    returns = [p.name for p in yardstick.outputs if p.name not in inside(artifact, yardstick)]
+    runs = [Run(c.inputs, returns=returns) for c in cases]
+    runs += [Run(c.inputs, torch.float64, returns=returns) for c in shorter]
+    runs += [Run(c.inputs, round_to=compute, returns=returns) for c in coarse]
+    told = iter((yield from walked(yardstick, runs)))
+    truth, exact, rounded = ({c.name: next(told) for c in some} for some in (cases, shorter, coarse))
+    return truth, noise(shorter, truth, exact, rounded, compute) if compute is not None else 0.0
+
+
 def _shortest_padded(cases: Sequence[Case], form: Program) -> Case:
     fixed = [p for p in form.inputs if p.name in {i for _, i in form.states} and isinstance(p.shape[2], int)]
     if fixed:  # caches inside the artifact, which is fresh: nothing can come before the call
         prompt = next(c for c in cases if c.name == "prompt")
-        zeros = {p.name: torch.zeros([int(d) for d in p.shape], dtype=p.dtype) for p in fixed}
+        zeros = {p.name: torch.zeros(1, dtype=p.dtype).expand([int(d) for d in p.shape]) for p in fixed}
         return Case(prompt.name, {**prompt.inputs, **zeros})
     chunk = [c for c in cases if c.name == "chunk"]  # of a language model: several tokens behind a cache
     if chunk:
@@ -178,26 +242,28 @@ class _Local:
 
 
 def _local(
-    runner: Runner, artifact: Artifact, form: Program, case: Case, execution: Execution, compute: torch.dtype
-) -> _Local | protocol.Broke | None:
+    ran: protocol.Ran | protocol.Broke, names: Sequence[str], form: Program, case: Case, compute: torch.dtype
+) -> Steps[_Local | protocol.Broke | None]:
     """Worst step of the artifact by multiples of its limit; None for runners that show no inner values."""
-    names = [n.name for n in tap_points(form)]
-    feed = {case.name: case.inputs}
-    ran = protocol.run(runner, artifact, feed, threads=execution.threads, timeout=execution.timeout, taps=names)
     if isinstance(ran, protocol.Broke):
         return ran
-    shown = {n: t for n, t in ran.outputs[case.name].items() if n in set(names)}
-    steps = local_errors(form, case, shown, compute)
-    if not steps:
+    shown = {n: t for n, t in ran.outputs.get(case.name, {}).items() if n in set(names)}
+    if not shown:
         return None
-    limits = [_step_limit(s, form, compute) for s in steps]
-    if over := {s.node for s, limit in zip(steps, limits, strict=True) if not s.largest <= limit}:
+    steps, off = Layers(case, shown, compute), Layers(case, shown)
+    # The program runs on, step by step, from the artifact's values, so that errors do not add up and each step can be
+    # held to a tight limit; and once from its own.
+    yield from walked(form, [Run(case.inputs, tap=steps.tap, forced=shown), Run(case.inputs, tap=off.tap)])
+    if not steps.found:
+        return None
+    limits = [_step_limit(s, form, compute) for s in steps.found]
+    if over := {s.node for s, limit in zip(steps.found, limits, strict=True) if not s.largest <= limit}:
         ties = edges(form, case, shown, over)
-        limits = [max(limit, ties.get(s.node, 0.0)) for s, limit in zip(steps, limits, strict=True)]
-    ratios = [s.largest / limit for s, limit in zip(steps, limits, strict=True)]
+        limits = [max(limit, ties.get(s.node, 0.0)) for s, limit in zip(steps.found, limits, strict=True)]
+    ratios = [s.largest / limit for s, limit in zip(steps.found, limits, strict=True)]
     first = next((i for i, r in enumerate(ratios) if not r <= 1), ratios.index(max(ratios)))
-    at = steps[first]
-    drift = (Drift("lowering", case.name, tuple(drifted(form, case, shown))), Drift("steps", case.name, tuple(steps)))
+    at = steps.found[first]
+    drift = (Drift("lowering", case.name, tuple(off.found)), Drift("steps", case.name, tuple(steps.found)))
     worst = Divergence(at.node, at.op, at.module, at.largest)
     return _Local(Metric("step", max(ratios), 1.0, case=at.node), worst, drift)
 

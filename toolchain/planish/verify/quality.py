@@ -15,8 +15,9 @@ from planish.verdict import Failed, Metric, Passed, Verdict
 from planish.verify.cases import Case
 from planish.verify.compare import Outputs, agreement, pooled, similarity, worst
 from planish.verify.diverge import against_model
+from planish.verify.together import Steps, walked
 from planish_passes.errors import PlanishError
-from planish_passes.interpret import interpret
+from planish_passes.interpret import Run, interpret
 from planish_passes.program import Program
 from planish_targets.contract import Evidence
 
@@ -59,9 +60,9 @@ def asking(model: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[None]:
         ) from problem
 
 
-def run_program(program: Program, cases: Sequence[Case], compute: torch.dtype = torch.float32) -> dict[str, Outputs]:
+def run_program(program: Program, cases: Sequence[Case]) -> dict[str, Outputs]:
     """A program's outputs, case by case."""
-    return {c.name: interpret(program, c.inputs, compute=compute) for c in cases}
+    return {c.name: interpret(program, c.inputs) for c in cases}
 
 
 def held(program: Program) -> Program:
@@ -108,7 +109,7 @@ def check_quality(
     metric: str,
     cosine: float,
     agree: float,
-) -> Verdict:
+) -> Steps[Verdict]:
     """A yardstick must stay close enough to the original model, as the recipe declares.
 
     Args:
@@ -118,7 +119,8 @@ def check_quality(
         cosine: smallest cosine that passes.
         agree: smallest share of equal decisions that passes.
     """
-    found = run_program(program, cases)
+    told = yield from walked(program, [Run(c.inputs) for c in cases])
+    found = {c.name: outputs for c, outputs in zip(cases, told, strict=True)}
     metrics = [Metric("max_abs", (w := worst(cases, found, truth, "max_abs")).value, case=w.case)]
     rows = worst(cases, found, truth, "cosine")
     if metric == "embedding":

@@ -10,10 +10,9 @@ from typing import Any
 from planish.tasks.text import load_tokenizer
 from planish.verdict import Failed, Metric, NotRun, Passed, Verdict
 from planish.verify.lowering import Execution
-from planish_passes.errors import PlanishError
+from planish.verify.together import Steps, alone, asked
 from planish_targets.contract import Artifact, Evidence, Target, Unavailable
-from planish_targets.runner import Broke
-from planish_targets.stream import Decoding, Finished, Sampling
+from planish_targets.runner import Broke, Call, Writes
 from planish_targets.text_runner import Answer, HasTextRunner, Question, ask
 
 CHECK = "text_runner"
@@ -37,6 +36,18 @@ def check_text_runner(
     execution: Execution,
     limit: float | None = None,
 ) -> tuple[Verdict, ...]:
+    """`text_runner`, asked alone."""
+    return alone(text_runner(target, artifact, files, ends, execution, limit))
+
+
+def text_runner(
+    target: Target,
+    artifact: Artifact,
+    files: Path,
+    ends: Collection[int],
+    execution: Execution,
+    limit: float | None = None,
+) -> Steps[tuple[Verdict, ...]]:
     """Nothing for a target without such a runner.
 
     Gates the share of plain sentences that its tokenizer splits as the model's own (`limit`, all when left out), and
@@ -62,14 +73,11 @@ def check_text_runner(
     ids = _ids(tokenizer, prompt, marked=False)
     if len(ids) + TOKENS >= artifact.context:
         return (NotRun(CHECK, f"the cache holds {artifact.context} tokens, too few for a sentence and an answer"),)
-    try:
-        with Decoding(
-            own, artifact, [], artifact.context, threads=execution.threads, timeout=execution.timeout
-        ) as open_:
-            written = [t for t in open_.answer(ids, Sampling(TOKENS)) if not isinstance(t, Finished)]
-    except PlanishError as problem:
-        return (Failed(CHECK, own.evidence, f"planish's own runner: {problem.what}", (), own.device),)
-    question = Question((*sentences, *ODD), prompt, tuple(written))
+    call = Call({}, writes=Writes(tuple(ids), TOKENS, artifact.context))
+    (ran,) = yield from asked(own, artifact, [call], execution.threads, execution.timeout)
+    if isinstance(ran, Broke):
+        return (Failed(CHECK, own.evidence, f"planish's own runner: {ran.reason}", (), own.device),)
+    question = Question((*sentences, *ODD), prompt, tuple(ran.written()))
     told = ask(command, artifact, question, threads=execution.threads, timeout=execution.timeout)
     if isinstance(told, Broke):
         return (Failed(CHECK, command.evidence, told.reason, (), command.device),)
