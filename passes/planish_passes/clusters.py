@@ -33,7 +33,7 @@ def cluster(weight: Tensor, format: PaletteFormat, importance: Tensor | None = N
     Raises:
         PlanishError: the group does not divide N, or the weight holds NaN or infinite values.
     """
-    return _by_rows(weight, format, importance, None, _nearest)
+    return _by_rows(weight, format, importance, lambda block: block, _nearest)
 
 
 def cluster_calibrated(weight: Tensor, format: PaletteFormat, inputs: Curvature) -> Palette:
@@ -69,7 +69,7 @@ def cluster_calibrated(weight: Tensor, format: PaletteFormat, inputs: Curvature)
             rest[stop:].addmm_(ahead[:, stop - start :].t(), errors, alpha=-1)
         return torch.empty_like(indices).index_copy_(0, order, indices).t()
 
-    return _by_rows(weight, format, inputs.importance, inputs.shift, choose)
+    return _by_rows(weight, format, inputs.importance, inputs.moving(len(weight)), choose)
 
 
 def _reordered(factor: Tensor, order: Tensor) -> Tensor:
@@ -80,7 +80,11 @@ def _reordered(factor: Tensor, order: Tensor) -> Tensor:
 
 
 def _by_rows(
-    weight: Tensor, format: PaletteFormat, importance: Tensor | None, shift: Tensor | None, choose: Choose
+    weight: Tensor,
+    format: PaletteFormat,
+    importance: Tensor | None,
+    moved: Callable[[Tensor], Tensor],
+    choose: Choose,
 ) -> Palette:
     rows, columns = weight.shape
     group, entries = format.group, 2**format.bits
@@ -96,8 +100,7 @@ def _by_rows(
     for at in range(0, rows // group, step):
         span = slice(at * group, (at + step) * group)
         block = weight[span].float()
-        if shift is not None:
-            block = torch.addmm(block, block, shift)
+        block = moved(block)
         weights = None if importance is None else importance.repeat(group)
         found = _lloyd(block.reshape(-1, group * columns), entries, weights)
         tables[at : at + len(found)] = found

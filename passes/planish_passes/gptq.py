@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -36,12 +36,21 @@ class Curvature(NamedTuple):
     Args:
         factor: upper triangular [K, K], factor^T @ factor = inverse of the damped second moment.
         importance: [K], mean square of each input feature, damped.
-        shift: [K, K] or None; weight @ shift is added to a weight before it is rounded.
+        drift: see `curvature`.
     """
 
     factor: Tensor
     importance: Tensor
-    shift: Tensor | None = None
+    drift: Tensor | None = None
+
+    def moving(self, rows: int) -> Callable[[Tensor], Tensor]:
+        """What moves a weight to where it makes up for the drift: (float32 [n, K], some of its `rows`) -> [n, K]."""
+        if self.drift is None:
+            return lambda weight: weight
+        steps: tuple[Tensor, ...] = (self.drift, self.factor.t(), self.factor)
+        if rows > len(self.factor):  # one product per block of rows is less work then
+            steps = (reduce(torch.matmul, steps),)
+        return lambda weight: weight + reduce(torch.matmul, steps, weight)
 
 
 def curvature(moment: Tensor, damping: float = 0.01, drift: Tensor | None = None, shrinkage: float = 0.0) -> Curvature:
@@ -60,22 +69,20 @@ def curvature(moment: Tensor, damping: float = 0.01, drift: Tensor | None = None
     Raises:
         PlanishError: the matrix holds NaN or infinite values, or is far from positive semi-definite.
     """
-    wide = moment.to(torch.float64 if len(moment) <= DOUBLE_UP_TO else torch.float32)
-    mean = float(wide.diagonal().mean())
-    if not bool(torch.isfinite(wide).all()) or (drift is not None and not bool(torch.isfinite(drift).all())):
+    if not all(bool(torch.isfinite(t).all()) for t in (moment, drift) if t is not None):
         raise _unusable("it holds NaN or infinite values")
+    wide = moment.to(torch.float64 if len(moment) <= DOUBLE_UP_TO else torch.float32) * (1 - shrinkage)
+    squares = moment.diagonal().to(wide.dtype)
+    mean = float(squares.mean())
     if mean == 0:  # no input ever differed from zero
         return Curvature(torch.eye(len(moment)), torch.ones(len(moment)))
-    if shrinkage:
-        wide = torch.where(torch.eye(len(wide), dtype=torch.bool), wide, wide * (1 - shrinkage))
     share = damping
     while share <= 1 and mean > 0:
-        damped = wide.clone()
-        damped.diagonal().add_(share * mean)
-        importance = damped.diagonal().to(torch.float32) / mean
-        factor = _inverse_factor(damped)
+        damped = squares + share * mean
+        wide.diagonal().copy_(damped)
+        factor = _inverse_factor(wide)
         if factor is not None:
-            return Curvature(factor, importance, None if drift is None else drift @ factor.t() @ factor)
+            return Curvature(factor, (damped / mean).to(torch.float32), drift)
         share = max(10 * share, LEAST_DAMPING)
     raise _unusable("it is not positive semi-definite")
 
@@ -126,12 +133,10 @@ def gptq(weight: Tensor, inputs: Curvature, format: WeightFormat) -> Rounded:
     groups = columns // format.group if format.group else 1
     values = torch.empty(rows, columns, dtype=torch.int8)
     scales, zeros = torch.empty(rows, groups), torch.empty(rows, groups, dtype=torch.int8)
-    step = max(1, BLOCK // columns)
+    step, moved = max(1, BLOCK // columns), inputs.moving(rows)
     for start in range(0, rows, step):
         block = cut(weight[start : start + step], format)
-        if inputs.shift is not None:
-            flat = block.flatten(1)
-            block = torch.addmm(flat, flat, inputs.shift).view_as(block)
+        block = moved(block.flatten(1)).view_as(block)
         part = _round_rows(block, inputs, format)
         for whole, piece in zip((values, scales, zeros), part, strict=True):
             whole[start : start + step] = piece

@@ -14,7 +14,7 @@ from planish.tasks.text import load_tokenizer
 from planish.verify.logits import empty_cache, feed
 from planish_passes.program import Program
 
-TOKENS, LENGTH = 2048, 512  # of calibration
+TOKENS, LENGTH = 1536, 512  # of calibration
 LOOKED_AT, ROWS = 128, 4  # a little of it: tokens for language models, texts of each length for encoders
 _TEXT = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
