@@ -71,27 +71,33 @@ def curvature(moment: Tensor, damping: float = 0.01, drift: Tensor | None = None
     """
     if not all(bool(torch.isfinite(t).all()) for t in (moment, drift) if t is not None):
         raise _unusable("it holds NaN or infinite values")
-    wide = moment.to(torch.float64 if len(moment) <= DOUBLE_UP_TO else torch.float32) * (1 - shrinkage)
-    squares = moment.diagonal().to(wide.dtype)
+    squares = moment.diagonal()
     mean = float(squares.mean())
     if mean == 0:  # no input ever differed from zero
         return Curvature(torch.eye(len(moment)), torch.ones(len(moment)))
     share = damping
     while share <= 1 and mean > 0:
         damped = squares + share * mean
-        wide.diagonal().copy_(damped)
-        factor = _inverse_factor(wide)
+        factor = _inverse_factor(moment, damped, shrinkage)
         if factor is not None:
             return Curvature(factor, (damped / mean).to(torch.float32), drift)
         share = max(10 * share, LEAST_DAMPING)
     raise _unusable("it is not positive semi-definite")
 
 
-def _inverse_factor(moment: Tensor) -> Tensor | None:
-    """Upper triangular U with U^T U = moment^-1: the inverse of R in moment = R R^T."""
+def _inverse_factor(moment: Tensor, diagonal: Tensor, shrinkage: float) -> Tensor | None:
+    """Upper triangular U with U^T U = (moment, shrunk, with this diagonal)^-1; None: it has none.
+
+    It is the inverse of R in R R^T = moment, found with ones on the diagonal: the eigenvalues of a moment that was
+    shrunk lie close together then, and float32 is enough.
+    """
+    exact = not shrinkage and len(moment) <= DOUBLE_UP_TO
+    sizes = diagonal.to(torch.float64 if exact else torch.float32).sqrt()
+    scaled = moment.to(sizes.dtype) * ((1 - shrinkage) / sizes) / sizes[:, None]
+    scaled.diagonal().fill_(1)
     with one_thread():
-        lower, failed = torch.linalg.cholesky_ex(moment.flip(0, 1))
-        return None if failed else _inverse_of_upper(lower.flip(0, 1)).to(torch.float32)
+        lower, failed = torch.linalg.cholesky_ex(scaled.flip(0, 1))
+        return None if failed else (_inverse_of_upper(lower.flip(0, 1)) / sizes).to(torch.float32)
 
 
 @contextmanager

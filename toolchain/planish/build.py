@@ -40,7 +40,7 @@ from planish_passes.weights import WeightFormat, WeightStore
 from planish_targets import registry
 from planish_targets.contract import Recipe, Target
 
-_MEMORY = 256 << 20  # bytes of quantised weights that stay in memory between the runs of a yardstick
+_MEMORY = 64 << 20  # bytes of quantised weights that stay in memory between the runs of a yardstick
 
 
 def compile_model(request: Request, progress: Progress, workdir: Path) -> Compiled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,6 +87,7 @@ def lower(shared: Shared, target: Target, progress: Progress, workdir: Path) -> 
         verdict = Failed("lower", Evidence.STRUCTURAL, reason)
         return TargetResult(name, None, (verdict,), refusal=examine(refusal, target.name))
     progress.stage(f"verify {name}")
+    gc.collect()  # exporters leave graphs behind that hold themselves
     give_back_memory()
     made = _structure(shared, target, artifact, outcome, yardstick, numerics, name)
     return _checked(shared, target, made, bind(full, shared.exam.given), yardstick, outcome.program, numerics)

@@ -22,12 +22,14 @@ def frugal() -> Iterator[None]:
     """Within this, weights for XNNPACK are copied once, when they are packed. Not for several threads.
 
     executorch copies the programs of all delegates before it lowers the first, because lowering may change graphs; it
-    copies their weights, too, which it only reads.
+    copies their weights, too, which it only reads. Of a node that is not lowered it notes the reason in variables of
+    its modules, and what it found out about nodes in a cache; with the nodes, these hold the whole program.
     """
     from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor
     from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
+    from executorch.exir.backend.utils import WhyNoPartition, is_same_node
 
-    at_once, preprocess = NodeVisitor.convert_to_qc4w, XnnpackBackend.preprocess
+    at_once, preprocess, note = NodeVisitor.convert_to_qc4w, XnnpackBackend.preprocess, WhyNoPartition.__call__
 
     def one(*given: object) -> object:
         try:
@@ -42,11 +44,14 @@ def frugal() -> Iterator[None]:
     XnnpackBackend.copy_exported_program_for_preprocess = staticmethod(same_weights)
     NodeVisitor.convert_to_qc4w = staticmethod(lambda weight: in_blocks(weight, at_once))
     XnnpackBackend.preprocess = staticmethod(one)
+    WhyNoPartition.__call__ = lambda *_, **__: None
     try:
         yield
     finally:
         NodeVisitor.convert_to_qc4w = staticmethod(at_once)
         XnnpackBackend.preprocess = staticmethod(preprocess)
+        WhyNoPartition.__call__ = note
+        is_same_node.cache_clear()
         del XnnpackBackend.copy_exported_program_for_preprocess  # its base has it
 
 

@@ -27,6 +27,7 @@ PARTS = (17, 7)  # how a prompt is fed in parts
 WHOLE_PROMPTS = "prompt_in_one_call"  # option of artifacts that cannot take a prompt in parts
 LATE_BYTES = 64 << 20  # largest cache that is made up to look at late positions
 SHAKE = 3e-6  # relative; what int8 kernels are off by before anything is rounded again
+SHAKES, SHAKES_LATE = 2, 6  # how often that is tried: with a text, and with one token, which says less
 KL_FLOOR, KL_MULTIPLE = 1e-6, 8.0  # how many times the yardstick's own rounding noise an artifact may be off
 
 
@@ -47,15 +48,15 @@ def late_case(program: Program, token: int, context: int = 0) -> Case:
     return Case("late", feed(program, torch.tensor([[token]]), past, length))
 
 
-def shaken(program: Program) -> list[Mapping[str, Tensor]]:
-    """Where activations are rounded to integers: scales of weights that are off by `SHAKE`, twice.
+def shaken(program: Program, count: int = SHAKES) -> list[Mapping[str, Tensor]]:
+    """Where activations are rounded to integers: scales of weights that are off by `SHAKE`, some times over.
 
     Which activations fall to the other side of a rounding depends on the last bits of what a kernel computed; how far
     the outputs go with them is a property of the model. Other programs have no such forms.
     """
     if not any(rounds(n) for n in program.graph.nodes):
         return []
-    return [_shaken(program, seed) for seed in range(2)]
+    return [_shaken(program, seed) for seed in range(count)]
 
 
 def _shaken(program: Program, seed: int) -> dict[str, Tensor]:
@@ -97,8 +98,8 @@ class Truth:
 def truth_of(program: Program, story: Tensor, late: Case, compute: torch.dtype) -> Steps[Truth]:
     """A yardstick's answers; noise is measured on the beginning of the story."""
     prompt = whole(program, story[:, :PROMPT])
-    scales = shaken(program)
-    beginnings, lates = others(prompt, scales, compute), others(late.inputs, scales)
+    scales = shaken(program, SHAKES_LATE)
+    beginnings, lates = others(prompt, scales[:SHAKES], compute), others(late.inputs, scales)
     plain_ones = [Run(inputs, returns=OF) for inputs in (whole(program, story), prompt, late.inputs)]
     told = yield from walked(program, [*plain_ones, *beginnings, *lates])
     said, plain, lately, *rest = (answer[LOGITS] for answer in told)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
+from planish.memory import give_back_memory
 from planish_passes.interpret import Run, Tap, interpret_all
 from planish_passes.program import Program
 from planish_targets import runner as protocol
@@ -80,9 +81,9 @@ def together(checks: Sequence[Steps[Any]]) -> list[Any]:
     waiting: dict[int, Walk | Asked] = {}
     answers: dict[int, Any] = dict.fromkeys(range(len(checks)))
     while True:
-        for number, answer in answers.items():
+        for number in list(answers):
             try:
-                waiting[number] = checks[number].send(answer)
+                waiting[number] = checks[number].send(answers.pop(number))  # what was looked at is not kept
             except StopIteration as end:
                 results[number] = end.value
         if not waiting:
@@ -110,6 +111,7 @@ def _walk(waiting: Mapping[int, Walk]) -> dict[int, list[dict[str, Tensor]]]:
     found: list[dict[str, Tensor]] = []
     for runs in _portions([_merged(same) for same in merged]):
         found += interpret_all(program, runs)
+    give_back_memory()
     return {n: [found[place] for place in at] for n, at in places.items()}
 
 
