@@ -78,7 +78,10 @@ def _functional(program: Program) -> Program:
     from dataclasses import replace
 
     modules = {n.name: n.meta.get("planish_module") for n in program.graph.nodes}
-    exported = program.exported.run_decompositions({})
+    before = program.exported
+    exported = before.run_decompositions({})
+    # What it may hold stays as it was: targets put calls that write caches into programs.
+    exported = exported._update(exported.graph_module, exported.graph_signature, verifiers=before.verifiers)
     for node in exported.graph.nodes:
         node.meta.setdefault("planish_module", _stack_path(node) or modules.get(node.name))
     module = fx.GraphModule(exported.graph_module, exported.graph)

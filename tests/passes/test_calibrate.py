@@ -167,23 +167,6 @@ def test_small_weights_of_one_input_are_rounded_at_once(program: Program, monkey
     assert int(other["key.weight"].values.max()) == 3
 
 
-def test_weights_do_not_depend_on_the_number_of_threads() -> None:
-    """Factorisations on several threads sum in another order."""
-    torch.manual_seed(0)
-    module = nn.Linear(640, 256, bias=False)
-    x = torch.randn(1300, 640) * torch.exp(torch.randn(640))
-    program, before, found = program_of(module, x), torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            found.append(dict(calibrate(program, [{"x0": x}], {"weight": INT4}))["weight"])
-            assert torch.get_num_threads() == count
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-
-
 def test_a_table_of_its_own_is_searched(program: Program) -> None:
     class Untied(Small):
         def forward(self, ids: Tensor) -> Tensor:

@@ -50,6 +50,17 @@ def test_a_write_through_a_view_becomes_functional() -> None:
     assert torch.equal(interpret(after, {"x0": x})["y0"], x * 2 + 1)
 
 
+def test_calls_that_write_may_be_put_in_behind_it() -> None:
+    """Targets do: kernels that write caches."""
+    program = run_passes(program_of(InPlace(), torch.randn(2, 3)), [Canonicalise()]).program.copy()
+    last = program.graph.output_node()
+    with program.graph.inserting_before(last):
+        source = last.all_input_nodes[0]
+        call = program.graph.call_function(torch.ops.aten.add_.Scalar, (source, 1))
+        call.meta["val"] = source.meta["val"]
+    assert "aten.add_" in program.copy().count()
+
+
 def test_a_transpose_that_does_not_cancel_stays() -> None:
     class Twice(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -128,6 +128,21 @@ def test_the_factor_is_that_of_the_inverse() -> None:
     torch.testing.assert_close(factor.T @ factor @ moment.double(), one, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shrinkage", [0.0, 0.5])
+def test_the_factor_does_not_depend_on_the_number_of_threads(shrinkage: float) -> None:
+    """Factorisations on several threads sum in another order; one other bit gives other integers."""
+    generator, before, found = torch.Generator().manual_seed(0), torch.get_num_threads(), []
+    x = torch.randn(1536, 1536, generator=generator) * torch.exp(torch.randn(1536, generator=generator))
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(curvature(x.T @ x, shrinkage=shrinkage).factor)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
 def test_features_that_were_never_seen_keep_their_weights() -> None:
     """Calibration text is short: a feature that stayed zero in it may matter to the user's text."""
     weight, x = weights(16, 96), inputs(96)

@@ -102,7 +102,7 @@ def test_everything_that_costs_counts() -> None:
     assert plain.scratch == 0
     assert estimate(checkpoint, config, None, ["onnxruntime"]).scratch == 400 * 49152 * 4  # what the original says
     assert plain.artifacts["onnxruntime"] == pytest.approx(538e6, rel=0.02)
-    assert estimate(checkpoint, config, INT4, ["onnxruntime"], rounding="calibrated").seconds > base.seconds + 60
+    assert estimate(checkpoint, config, INT4, ["onnxruntime"], rounding="calibrated").seconds > base.seconds + 30
 
 
 def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

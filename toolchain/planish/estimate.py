@@ -25,7 +25,7 @@ _BLOCKS = 60 * _MB  # row blocks in work
 _SPARE = 64 * _MB  # of disk: tokenizer, graph, reports
 _ASKED = 400  # tokens whose logits, by the original, lie on disk until they are compared with
 _START, _PER_TRACED_LAYER, _PER_LOWERED_LAYER = 7.0, 0.45, 0.35  # CPU seconds
-_ROUNDED = {"nearest": 120e6, "search": 18e6, "calibrated": 1.7e6}  # weights per CPU second
+_ROUNDED = {"nearest": 120e6, "search": 18e6, "calibrated": 3.2e6}  # weights per CPU second
 _WRITTEN = 500e6  # weights per CPU second and target
 _HALF = frozenset(
     {"directml", "coreml", "executorch:coreml", "executorch:qnn"}

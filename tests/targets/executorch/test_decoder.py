@@ -57,6 +57,7 @@ _SIZES = {
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: tf.LlamaConfig(tie_word_embeddings=True, **_SIZES),
     "gemma2": lambda: tf.Gemma2Config(sliding_window=8, attn_logit_softcapping=2.0, query_pre_attn_scalar=16, **_SIZES),
+    "gpt_oss": lambda: tf.GptOssConfig(num_local_experts=4, num_experts_per_tok=2, sliding_window=8, **_SIZES),
 }
 
 
@@ -140,7 +141,9 @@ def difference(artifact: Artifact, yardstick: Program) -> float:
     return max(float((found[n]["logits"] - w).abs().max() / w.abs().max()) for n, w in wanted.items())
 
 
-@pytest.mark.parametrize(("family", "recipe"), [("llama", "int4"), ("llama", "int8"), ("gemma2", "int4")])
+@pytest.mark.parametrize(
+    ("family", "recipe"), [("llama", "int4"), ("llama", "int8"), ("gemma2", "int4"), ("gpt_oss", "int4")]
+)
 def test_the_runtime_computes_the_yardstick_call_by_call(family: str, recipe: str) -> None:
     """Gemma 2 has a sliding window and caps its scores: attention that executorch's own kernel does not compute."""
     assert difference(made(family, recipe), prepared(family, recipe)[0]) <= 5e-4

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+from pathlib import Path
+
 import pytest
 import torch
+from support import program_of
 from torch import Tensor
+from torch.export import ExportedProgram
 
 pytest.importorskip("executorch")
 from planish_targets.executorch import frugal
+from planish_targets.executorch.lower import write
 
 
 def theirs(weight: Tensor) -> Tensor:
@@ -53,3 +59,25 @@ def test_copies_of_programs_share_weights_alone() -> None:
     again.graph.erase_node(next(n for n in reversed(again.graph.nodes)))
     assert program.state_dict["weight"].any()
     assert program.graph.output_node() is not None
+
+
+def test_nothing_of_a_lowered_program_stays_alive(tmp_path: Path) -> None:
+    """executorch's own variables and caches would keep its graphs, and with them all weights."""
+
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.linear = torch.nn.Embedding(8, 16), torch.nn.Linear(16, 16)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            found: Tensor = self.linear(self.table(ids)).mean(1, keepdim=True)  # XNNPACK's has four dimensions
+            return self.linear(found)
+
+    kinds = (ExportedProgram, torch.fx.GraphModule, torch.fx.Graph)
+    program = program_of(Small(), torch.zeros(1, 4, dtype=torch.int64))
+    write(program, tmp_path / "first.pte")  # what is set up once
+    gc.collect()
+    before = {id(o) for o in gc.get_objects() if isinstance(o, kinds)}
+    write(program, tmp_path / "second.pte")
+    gc.collect()
+    assert not [o for o in gc.get_objects() if isinstance(o, kinds) and id(o) not in before]
