@@ -184,8 +184,8 @@ def test_a_changed_integer_or_scale_in_an_artifact_is_named(
 
 
 def test_rounding_down_is_caught(models: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def down(groups: Tensor, grid: rounding.Grid, format: Any) -> Tensor:
-        return torch.floor(groups / grid[0][..., None]).clamp(-127, 127)
+    def down(members: Tensor, grid: rounding.Grid, format: Any) -> Tensor:
+        return torch.floor(members / grid[0]).clamp(-127, 127)
 
     monkeypatch.setattr(rounding, "encode", down)
     weights = failures(compiled(models("bert"), tmp_path, recipe="int8"))["weights"]
