@@ -90,7 +90,7 @@ class _Run:
         for node in self.sites:
             if op_name(node) == "aten.linear":
                 self.first.setdefault(self._covered(node) or "", node)
-        self.count = len(self.batches) * (2 if self.compensation else 1)
+        self.models = 2 if self.compensation else 1  # the rounded one, and the float one
         inputs = [n for n in self.program.graph.nodes if n.op == "placeholder" and n not in self.names]
         self.ports = {n: p.name for n, p in zip(inputs, self.program.inputs, strict=True)}
 
@@ -101,7 +101,7 @@ class _Run:
         name = self._covered(node)
         made = [] if name is None else self._round(node, name)
         if node.op == "placeholder":
-            self.values[node] = [_widen(b[self.ports[node]]) for b in self.batches] * (self.count // len(self.batches))
+            self.values[node] = [_widen(b[self.ports[node]]) for b in self.batches] * self.models
         elif self.uses[node]:  # the last linear is rounded, and not run
             self.values[node] = self._evaluate(node, name)
         for source in set(node.all_input_nodes):
@@ -171,7 +171,7 @@ class _Run:
 
     def _evaluate(self, node: fx.Node, name: str | None) -> list[Any]:
         if node.op == "get_attr":
-            return [getattr(self.program.exported.graph_module, str(node.target))] * self.count
+            return [getattr(self.program.exported.graph_module, str(node.target))] * (self.models * len(self.batches))
         assert callable(node.target), node.format_node()
         if name is not None and op_name(node) == "aten.embedding":
             return self._look_up(node, name)
@@ -180,7 +180,7 @@ class _Run:
         if name is not None:
             rounded[node.args[1]] = _dense(self.rounded[name])
         results = []
-        for batch in range(self.count):
+        for batch in range(self.models * len(self.batches)):
             held = rounded if batch < len(self.batches) else weights
             args, kwargs = fx.node.map_arg(
                 (node.args, node.kwargs), lambda n, b=batch, w=held: w[n] if n in w else self.values[n][b]

@@ -99,8 +99,7 @@ def _by_rows(
     step = max(1, _BLOCK // (group * columns))
     for at in range(0, rows // group, step):
         span = slice(at * group, (at + step) * group)
-        block = weight[span].float()
-        block = moved(block)
+        block = moved(weight[span].float())
         weights = None if importance is None else importance.repeat(group)
         found = _lloyd(block.reshape(-1, group * columns), entries, weights)
         tables[at : at + len(found)] = found

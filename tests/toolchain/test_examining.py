@@ -16,7 +16,6 @@ from torch import nn
 
 from planish.capture import capture
 from planish.examining import Examiner
-from planish.memory import give_back_memory
 from planish.recipes import find_recipe
 from planish.request import Request
 from planish.source import Source, open_source
@@ -28,6 +27,7 @@ from planish.verify.diverge import module_outputs
 from planish.verify.quality import held
 from planish_passes import pipeline
 from planish_passes.infra import run_passes
+from planish_passes.memory import give_back_memory
 from planish_passes.program import Program
 from planish_passes.weights import TensorSpec, WeightStore
 

@@ -19,7 +19,6 @@ from planish.generation_files import special_tokens
 from planish.keeping import check_kept, keep, stored_formats
 from planish.keeping import demand as demand_blocks
 from planish.lower import Shared, lower
-from planish.memory import give_back_memory
 from planish.quantising import checked, palette_rounding, palettise, quantise, rounding, weight_format
 from planish.recipes import RecipeSpec
 from planish.request import Request
@@ -33,6 +32,7 @@ from planish.verify.weights import check_program_weights
 from planish.wishes import adapted, friendly, recipe_of, told
 from planish_passes import pipeline
 from planish_passes.infra import Outcome, run_passes
+from planish_passes.memory import give_back_memory
 from planish_passes.palette import INDICES, TABLES
 from planish_passes.program import Program
 from planish_passes.quantise import MINIMA, SCALES, VALUES, ZEROS, widths

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from planish.lower import source_length
-from planish.memory import give_back_memory
 from planish.recipes import RecipeSpec
 from planish.request import Request
 from planish.shelved import Single, shelved
@@ -21,6 +20,7 @@ from planish.tasks import PROGRAMS, Task
 from planish.tasks.generation import TOKENS
 from planish.verify.decoder_exam import DecoderExam
 from planish.verify.exam import EncoderExam, Exam, NoExam
+from planish_passes.memory import give_back_memory
 from planish_passes.program import Program
 
 _TEXT = 256  # tokens that the quality of a language model is measured on

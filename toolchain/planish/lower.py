@@ -13,7 +13,6 @@ from planish.compiled import Progress, TargetResult
 from planish.exhausted import exhausted
 from planish.failures.postmortem import examine
 from planish.generation_files import add_generation_files
-from planish.memory import give_back_memory
 from planish.request import Gates, Request
 from planish.source import Source
 from planish.tasks import Task
@@ -31,6 +30,7 @@ from planish_passes import pipeline
 from planish_passes.bind import bind
 from planish_passes.errors import PlanishError
 from planish_passes.infra import Outcome, Pass, run_passes
+from planish_passes.memory import give_back_memory
 from planish_passes.palette import palettes
 from planish_passes.program import Program
 from planish_passes.quantise import widths

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import ctypes
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from planish_passes.memory import give_back_memory
+from planish_targets.executorch.replaced import replaced
 from planish_targets.executorch.weights import packed
 
 _BLOCK = 1 << 20  # integers
@@ -29,30 +29,29 @@ def frugal() -> Iterator[None]:
     from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
     from executorch.exir.backend.utils import WhyNoPartition, is_same_node
 
-    at_once, preprocess, note = NodeVisitor.convert_to_qc4w, XnnpackBackend.preprocess, WhyNoPartition.__call__
+    at_once, preprocess = NodeVisitor.convert_to_qc4w, XnnpackBackend.preprocess
 
     def one(*given: object) -> object:
         try:
             return preprocess(*given)
         finally:
-            give_back()
+            give_back_memory()
 
     def same_weights(program: ExportedProgram, _: object) -> ExportedProgram:
         shared = (*program.state_dict.values(), *program.constants.values())
         return copy.deepcopy(program, {id(t): t for t in shared if isinstance(t, Tensor)})
 
-    XnnpackBackend.copy_exported_program_for_preprocess = staticmethod(same_weights)
-    NodeVisitor.convert_to_qc4w = staticmethod(lambda weight: in_blocks(weight, at_once))
-    XnnpackBackend.preprocess = staticmethod(one)
-    WhyNoPartition.__call__ = lambda *_, **__: None
+    lowering = {"copy_exported_program_for_preprocess": staticmethod(same_weights), "preprocess": staticmethod(one)}
+    packing = staticmethod(lambda weight: in_blocks(weight, at_once))
     try:
-        yield
+        with (
+            replaced(XnnpackBackend, **lowering),
+            replaced(NodeVisitor, convert_to_qc4w=packing),
+            replaced(WhyNoPartition, __call__=lambda *_, **__: None),
+        ):
+            yield
     finally:
-        NodeVisitor.convert_to_qc4w = staticmethod(at_once)
-        XnnpackBackend.preprocess = staticmethod(preprocess)
-        WhyNoPartition.__call__ = note
         is_same_node.cache_clear()
-        del XnnpackBackend.copy_exported_program_for_preprocess  # its base has it
 
 
 def in_blocks(weight: Tensor, otherwise: Callable[[Tensor], Tensor]) -> Tensor:
@@ -70,11 +69,3 @@ def in_blocks(weight: Tensor, otherwise: Callable[[Tensor], Tensor]) -> Tensor:
     for start in range(0, rows, step):
         found[start : start + step] = packed(weight[start : start + step])
     return found
-
-
-def give_back() -> None:
-    """Memory that is free goes back to the system at once, where the C library can do that (glibc)."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

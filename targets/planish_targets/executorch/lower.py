@@ -13,8 +13,9 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from planish_passes.errors import PlanishError
+from planish_passes.memory import give_back_memory
 from planish_passes.program import Port, Program, module_path, op_name
-from planish_targets.executorch.frugal import frugal, give_back
+from planish_targets.executorch.frugal import frugal
 from planish_targets.executorch.lean import decomposed, lean
 from planish_targets.executorch.partition import partitioner
 from planish_targets.executorch.states import KEPT, Cache, inside, settled
@@ -168,7 +169,7 @@ def _with_weights(program: Program) -> ExportedProgram:
     exported = program.copy().exported
     for name in program.weight_names().values():
         exported._state_dict[name] = _alone(program.weights.read(name).detach())
-    give_back()
+    give_back_memory()
     exported._example_inputs = None
     for node in exported.graph.nodes:
         if node.op == "placeholder" and not node.meta["val"].is_contiguous():

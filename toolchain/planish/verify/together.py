@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
-from planish.memory import give_back_memory
 from planish_passes.interpret import Run, Tap, interpret_all
+from planish_passes.memory import give_back_memory
 from planish_passes.program import Program
 from planish_targets import runner as protocol
 from planish_targets.contract import Artifact, Runner
